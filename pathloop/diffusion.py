@@ -393,7 +393,7 @@ def _load(folder: Path, device: str) -> Generator:
     about = read_json(folder / "pathloop.json")
     if about.get("format") != FORMAT_VERSION:
         raise ValueError(f"folder must hold a generator of format {FORMAT_VERSION}; {folder} has format {about.get('format')}")
-    unet = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, local_files_only=True)
+    unet = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False)
     network = NetworkConfig.from_dict({**about["network"], "channels": tuple(about["network"]["channels"])})
     history = folder / "history.csv"
     table = pd.read_csv(history) if history.exists() and history.stat().st_size > 1 else pd.DataFrame()

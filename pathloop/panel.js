@@ -27,7 +27,7 @@ class Session {
     this.references = new Map(); // cell type -> urls, or null while they are on their way
     this.marks = noMarks();
     this.supersedes = null;
-    this.trouble = this.refusal = "";
+    this.trouble = this.refusal = this.reason = "";
     this.hint = { text: "", warning: false };
     this.sentAt = 0; // 0: nothing under way
     this.pace = [];
@@ -77,7 +77,7 @@ class Session {
     try {
       this.model.send(message);
     } catch (error) {
-      this.trouble = `The kernel cannot be reached (${error.message}).`;
+      this.reason = ` (${error.message})`; // tick() says so, if it lasts
     }
   }
 
@@ -96,7 +96,7 @@ class Session {
     if (this.sentAt && performance.now() - this.sentAt > RETRY) {
       this.sentAt = 0;
       const waiting = this.pending.size ? `${this.pending.size} not saved yet, kept in this browser tab: do not close it. ` : "";
-      this.trouble = `The kernel does not answer. ${waiting}If it was restarted, run this cell again.`;
+      this.trouble = `The kernel does not answer${this.reason}. ${waiting}If it was restarted, run this cell again.`;
       if (this.queue) this.flush();
       else this.hello();
       this.changed();
@@ -126,6 +126,7 @@ class Session {
     }
     this.keep();
     this.trouble = trouble;
+    this.reason = "";
     this.saved = saved;
     if (kind === "state") this.restart(queue, history);
     else if (refused.length) this.hello();
@@ -410,6 +411,7 @@ class View {
     const judged = total - (queue?.length ?? total);
     const banner = [session.trouble, session.refusal].filter(Boolean).join(" ");
     this.part("banner").hidden = !banner;
+    this.root.classList.toggle("is-troubled", Boolean(banner));
     if (this.part("banner").textContent !== banner) this.part("banner").textContent = banner;
     this.part("judged").textContent = judged;
     this.part("saved").textContent = session.saved;

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['review_targets', 'wrong_labels', 'RewardNet', 'masked_loss', 'fit_platt', 'reliability_table', 'calibration_error',
-           'score_metrics', 'RewardModel', 'fit_reward']
+           'score_metrics', 'RewardModel', 'fit_reward', 'reliability_figure']
 
 # %% ../nbs/08_reward.ipynb #c003
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from .data import CellImages
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/08_reward.ipynb #c006
+# %% ../nbs/08_reward.ipynb #c007
 _ANSWERS = {"yes": 1.0, "no": 0.0, "plausible": 1.0, "implausible": 0.0}
 
 
@@ -55,7 +55,7 @@ def review_targets(
     values = np.stack([reviews[name].map(_ANSWERS).to_numpy(np.float32) for name in allowed], axis=1)
     return np.nan_to_num(values), ~np.isnan(values)
 
-# %% ../nbs/08_reward.ipynb #c009
+# %% ../nbs/08_reward.ipynb #c010
 def wrong_labels(
     labels: np.ndarray, # Right labels, int (n,)
     n_classes: int, # How many classes there are, at least 2
@@ -66,7 +66,7 @@ def wrong_labels(
         raise ValueError(f"n_classes must be at least 2 to be wrong about one; got {n_classes}")
     return (labels + rng.integers(1, n_classes, len(labels))) % n_classes
 
-# %% ../nbs/08_reward.ipynb #c012
+# %% ../nbs/08_reward.ipynb #c013
 class RewardNet(nn.Module):
     "Small class-conditional CNN: a logit for the verdict and one for each criterion, positive for plausible or met."
 
@@ -74,27 +74,33 @@ class RewardNet(nn.Module):
         self,
         n_classes: int, # How many cell types
         n_criteria: int, # How many criteria
-        size: int, # Pixels a side; larger images are strided down to about 16 x 16 at once
+        size: int, # Pixels a side; the first layer strides to about 16 x 16 at once
         width: int = 32, # Channels of the first layer
     ):
         super().__init__()
         stride = max(1, round(size / 16))
         plan = [(3, width, stride + 2, stride), (width, 2 * width, 3, 2), (2 * width, 2 * width, 3, 1),
                 (2 * width, 3 * width, 3, 2), (3 * width, 3 * width, 3, 1)]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, k, s, padding=1, bias=False) for i, o, k, s in plan)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _, _ in plan)
         self.embed = nn.Embedding(n_classes, 32)
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, k, s, padding=1) for i, o, k, s in plan)
-        self.norms = nn.ModuleList(nn.GroupNorm(8, o) for _, o, _, _ in plan)
-        self.films = nn.ModuleList(nn.Linear(32, 2 * o) for _, o, _, _ in plan)
+        films = [nn.Linear(32, 6 * width) for _ in range(2)]
+        for film in films:
+            nn.init.normal_(film.weight, std=0.02)
+            nn.init.zeros_(film.bias)
+        self.films = nn.ModuleList(films)
         self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(6 * width, 64), nn.SiLU(), nn.Linear(64, 1 + n_criteria))
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor: # Logits (n, 1 + n_criteria)
-        code = self.embed(labels)
-        for conv, norm, film in zip(self.convs, self.norms, self.films, strict=True):
+        x, code = images, self.embed(labels)
+        for conv, norm in zip(self.convs[:3], self.norms[:3], strict=True):
+            x = F.silu(norm(conv(x)))
+        for conv, norm, film in zip(self.convs[3:], self.norms[3:], self.films, strict=True):
             scale, shift = film(code)[:, :, None, None].chunk(2, dim=1)
-            images = F.silu(norm(conv(images)) * (1 + scale) + shift)
-        return self.head(torch.cat([images.mean((2, 3)), images.amax((2, 3))], dim=1))
+            x = F.silu(norm(conv(x)) * (1 + scale) + shift)
+        return self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1))
 
-# %% ../nbs/08_reward.ipynb #c015
+# %% ../nbs/08_reward.ipynb #c016
 def _turned(images: Tensor, rng: np.random.Generator) -> Tensor:
     "Each image flipped and turned at random (dihedral group)."
     for axes in ((2,), (3,)):
@@ -114,15 +120,16 @@ def masked_loss(
     verdict = each[:, 0].sum() / known[:, 0].sum().clamp(min=1)
     return verdict + each[:, 1:].sum() / known[:, 1:].sum().clamp(min=1)
 
-# %% ../nbs/08_reward.ipynb #c017
-def _batch(judged: tuple[np.ndarray, ...], real: CellImages, index: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, ...]:
-    "The judged images at `index` and as many real ones, half of those under a wrong class."
+# %% ../nbs/08_reward.ipynb #c018
+def _batch(judged: tuple[np.ndarray, ...], real: CellImages, index: np.ndarray, n_real: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    "The judged images at `index`, and `n_real` real ones of which every second has a wrong class."
     images, labels, targets, known = judged
-    drawn = rng.choice(len(real), len(index), replace=len(index) > len(real))
-    mistaken = np.arange(len(index)) % 2 == 1
+    drawn = rng.choice(len(real), n_real, replace=n_real > len(real))
+    mistaken = np.arange(n_real) % 2 == 1
     shown = np.where(mistaken, wrong_labels(real.labels[drawn], len(real.classes), rng), real.labels[drawn])
-    real_targets = np.repeat((~mistaken)[:, None], targets.shape[1], axis=1).astype(np.float32)
-    real_known = np.repeat((~mistaken)[:, None], targets.shape[1], axis=1)
+    real_targets = np.zeros((n_real, targets.shape[1]), np.float32)
+    real_targets[:, 0] = ~mistaken
+    real_known = np.zeros(real_targets.shape, bool)
     real_known[:, 0] = True
     parts = ((images[index], real.images[drawn]), (labels[index], shown), (targets[index], real_targets), (known[index], real_known))
     x, c, y, m = (torch.from_numpy(np.concatenate(part)) for part in parts)
@@ -144,12 +151,12 @@ def _train_member(
         net = RewardNet(len(real.classes), judged[2].shape[1] - 1, real.size, options["width"]).to(device)
         optimizer = torch.optim.AdamW(net.parameters(), lr=options["learning_rate"], weight_decay=options["weight_decay"])
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options["learning_rate"], options["steps"] + 1, pct_start=0.2)
-        half, queue, rows = options["batch"] // 2, np.empty(0, int), []
+        n_judged, queue, rows = options["batch"] - options["batch"] // 3, np.empty(0, int), []
         for step in range(options["steps"]):
-            if len(queue) < half:
+            while len(queue) < n_judged:
                 queue = np.concatenate([queue, rng.permutation(len(judged[0]))])
-            index, queue = queue[:half], queue[half:]
-            x, c, y, m = (part.to(device) for part in _batch(judged, real, index, rng))
+            index, queue = queue[:n_judged], queue[n_judged:]
+            x, c, y, m = (part.to(device) for part in _batch(judged, real, index, options["batch"] // 3, rng))
             logits = net(x, c)
             loss = masked_loss(logits, y, m)
             optimizer.zero_grad()
@@ -164,7 +171,7 @@ def _train_member(
                 rows.append({"member": member, "step": step + 1, "loss_judged": parts[0], "loss_real": parts[1]})
     return net.eval(), rows
 
-# %% ../nbs/08_reward.ipynb #c019
+# %% ../nbs/08_reward.ipynb #c020
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
 
@@ -187,7 +194,7 @@ def fit_platt(
     best = minimize(cost, np.zeros(2), method="Nelder-Mead").x
     return float(np.exp(best[0])), float(best[1])
 
-# %% ../nbs/08_reward.ipynb #c022
+# %% ../nbs/08_reward.ipynb #c023
 def reliability_table(
     score: np.ndarray, # p(plausible), (n,)
     truth: np.ndarray, # 1 = plausible, 0 = implausible, (n,)
@@ -214,7 +221,7 @@ def calibration_error(
     table = reliability_table(score, truth, bins)
     return float((table.n * (table.predicted - table.observed).abs()).sum() / table.n.sum())
 
-# %% ../nbs/08_reward.ipynb #c023
+# %% ../nbs/08_reward.ipynb #c024
 _METRICS = {
     "auroc": lambda truth, score: float(roc_auc_score(truth, score)),
     "auprc": lambda truth, score: float(average_precision_score(truth, score)),
@@ -245,7 +252,7 @@ def score_metrics(
         result[name] = {"value": metric(truth, score), "low": float(low), "high": float(high), "reference": float(references[name])}
     return result
 
-# %% ../nbs/08_reward.ipynb #c026
+# %% ../nbs/08_reward.ipynb #c027
 class RewardModel:
     "An ensemble of `RewardNet` with its calibration. Every score is the probability of plausible (paper: 1 - p(y=1))."
 
@@ -359,7 +366,7 @@ class RewardModel:
         history = pd.read_csv(folder / "history.csv")
         return cls(nets, card["classes"], card["criteria"], card["size"], calibration, card["report"], history, card["settings"], device)
 
-# %% ../nbs/08_reward.ipynb #c028
+# %% ../nbs/08_reward.ipynb #c029
 def _held_out(reviews: pd.DataFrame, hashes: Sequence[str], fraction: float, seed: int) -> np.ndarray:
     "Mask (n,) of held-out images: a share of each verdict; all reviews of one image fall on the same side."
     rng = np.random.default_rng([seed, 10_000])
@@ -388,7 +395,7 @@ def _cross_fitted(logits: np.ndarray, truth: np.ndarray, seed: int) -> tuple[np.
         score[half == part] = _sigmoid(slope * logits[:, half == part] + offset).mean(0)
     return score, f"cross-fitted: each half of {len(truth)} images by the calibration of the other"
 
-# %% ../nbs/08_reward.ipynb #c029
+# %% ../nbs/08_reward.ipynb #c030
 def _usable_reviews(reviews: Any, images: np.ndarray, hashes: list[str], min_per_verdict: int) -> None:
     "Raise `ValueError` unless the reviews fit the images and hold enough of each verdict."
     if not isinstance(reviews, pd.DataFrame) or "verdict" not in reviews:
@@ -431,7 +438,7 @@ def _report(model: RewardModel, logits: np.ndarray, targets: np.ndarray, known: 
         "n": len(truth), "n_plausible": int(truth.sum()), "n_implausible": int((1 - truth).sum()), "counts": counts,
         "calibration": how, "reliability": reliability_table(score, truth).to_dict("records"), "criteria": rows}
 
-# %% ../nbs/08_reward.ipynb #c030
+# %% ../nbs/08_reward.ipynb #c031
 def fit_reward(
     images: np.ndarray, # Judged synthetic images, float (n, 3, h, w) in [-1, 1]
     labels: np.ndarray, # The class each was shown as, int (n,), index into `real.classes`
@@ -440,10 +447,10 @@ def fit_reward(
     *,
     seed: int = 0, # Same seed, same model
     members: int = 3, # Networks in the ensemble
-    steps: int = 300, # Training steps of each member
-    batch: int = 64, # Images a step: half judged, half real
+    steps: int = 500, # Training steps of each member
+    batch: int = 36, # Images a step: two thirds judged, one third real
     width: int = 32, # Channels of the first layer
-    learning_rate: float = 2e-3, # AdamW, one cycle
+    learning_rate: float = 1e-3, # AdamW, one cycle
     weight_decay: float = 0.05, # AdamW
     validation_fraction: float = 0.25, # Share of judged images kept for calibration and report
     min_per_verdict: int = 8, # Fewest plausible and fewest implausible verdicts to learn from
@@ -466,11 +473,31 @@ def fit_reward(
     options = {"seed": seed, "members": members, "steps": steps, "batch": batch, "width": width, "learning_rate": learning_rate,
                "weight_decay": weight_decay, "validation_fraction": validation_fraction, "min_per_verdict": min_per_verdict}
     place = pick_device(device)
-    with progress(None, "fitting the reward model", total=members * steps, unit="step") as bar:
-        trained = [_train_member(judged, real, k, options, place, bar) for k in range(members)]
+    bar = progress(range(members * steps), "fitting the reward model", unit="step")
+    trained = [_train_member(judged, real, k, options, place, bar) for k in range(members)]
+    bar.close()
     history = pd.DataFrame([row for _, rows in trained for row in rows])
     model = RewardModel([net for net, _ in trained], real.classes, names, real.size, {}, {}, history, options, device)
     counts = {"judged": len(images), "trained_on": int((~held).sum()), "held_out": int(held.sum()),
               "unsure": int((~known[:, 0]).sum()), "real": len(real)}
     model.report = _report(model, model.logits(images[held], labels[held]), targets[held], known[held], counts)
     return model
+
+# %% ../nbs/08_reward.ipynb #c038
+def reliability_figure(
+    tables: dict[str, pd.DataFrame], # Name -> `reliability_table`
+    title: str = "Reliability: predicted against observed", # What to notice
+) -> "Figure":
+    "Observed share of plausible images against the predicted probability, with Wilson intervals."
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6, 3.4), layout="constrained", dpi=90)
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for name, table in tables.items():
+        bars = np.stack([table.observed - table.low, table.high - table.observed]).clip(0)
+        axis.errorbar(table.predicted, table.observed, bars, fmt="o-", markersize=4, capsize=2, linewidth=1, label=f"{name} (n = {table.n.sum()})")
+    axis.set(xlabel="predicted p(plausible)", ylabel="share found plausible", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axis.set_title(title, fontsize=9)
+    axis.legend(fontsize=7, frameon=False)
+    return figure

@@ -18,7 +18,7 @@ from PIL import Image
 
 from .data import CellImages, from_uint8
 
-# %% ../nbs/02_smear.ipynb #c005
+# %% ../nbs/02_smear.ipynb #c006
 FIELD_UM = 24.0 # Width of the field of view
 Range = tuple[float, float]
 Colour = tuple[int, int, int]
@@ -47,7 +47,7 @@ class CellRecipe:
     ruffle: Range = (0.008, 0.028) # Unevenness of the cell's outline
     vacuole_chance: float = 0.0
 
-# %% ../nbs/02_smear.ipynb #c006
+# %% ../nbs/02_smear.ipynb #c007
 RECIPES = {
     "segmented neutrophil": CellRecipe(
         (11.5, 14.2), "lobed", (1.8, 2.25), (0.0, 0.6), (226, 190, 189), (210, 168, 180), "fine", (166, 108, 158), (0.25, 0.6),
@@ -84,7 +84,7 @@ def smear_classes() -> list[str]: # Names as in the checklist
     "The cell types that `make_smear` can draw."
     return list(SMEAR_CLASSES)
 
-# %% ../nbs/02_smear.ipynb #c009
+# %% ../nbs/02_smear.ipynb #c010
 CANVAS = 128 # Pixels on which everything is drawn before it is reduced
 PIXELS_PER_UM = CANVAS / FIELD_UM
 SHEET = 384 # Width of a texture sheet in canvas pixels
@@ -119,7 +119,7 @@ def _bead_sheet(random: np.random.Generator, spacing_um: float) -> tuple[np.ndar
             height = np.maximum(height, this)
     return np.clip(height * 1.6, 0, 1).astype(np.float32), owner.astype(np.float32)
 
-# %% ../nbs/02_smear.ipynb #c010
+# %% ../nbs/02_smear.ipynb #c011
 @lru_cache
 def _sheets() -> tuple[dict[str, np.ndarray], dict[str, tuple[np.ndarray, np.ndarray]]]:
     random = np.random.default_rng(2015)
@@ -140,7 +140,7 @@ def _noise(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> np
     up, left = random.integers(0, 2, 2) * 2 - 1
     return piece[::up, ::left]
 
-# %% ../nbs/02_smear.ipynb #c013
+# %% ../nbs/02_smear.ipynb #c014
 @lru_cache
 def _grid() -> tuple[np.ndarray, np.ndarray]:
     axis = ((np.arange(CANVAS) + 0.5) / PIXELS_PER_UM - FIELD_UM / 2).astype(np.float32)
@@ -184,7 +184,7 @@ def _chain(x: np.ndarray, y: np.ndarray, capsules: np.ndarray) -> np.ndarray:
         nearest = np.minimum(nearest, across - r0 - along * (r1 - r0))
     return nearest
 
-# %% ../nbs/02_smear.ipynb #c014
+# %% ../nbs/02_smear.ipynb #c015
 def _rotation(angle: float) -> np.ndarray:
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
@@ -223,7 +223,7 @@ def _bent_nucleus(random: np.random.Generator, radius: float, arc: float, sweep:
     points -= points.mean(0) * random.uniform(0.4, 0.9)
     return np.hstack([points[:-1], points[1:], width[:-1, None], width[1:, None]])
 
-# %% ../nbs/02_smear.ipynb #c015
+# %% ../nbs/02_smear.ipynb #c016
 def _nucleus(random: np.random.Generator, recipe: CellRecipe, cell_radius: float, lobes: int) -> tuple[np.ndarray, str]:
     "The capsules of one nucleus, turned and placed within its cell, and the word for its shape."
     size = random.uniform(*recipe.nucleus_radius)
@@ -247,7 +247,7 @@ def _nucleus(random: np.random.Generator, recipe: CellRecipe, cell_radius: float
     ends = ends + np.array([np.cos(way), np.sin(way)]) * shift
     return np.hstack([ends.reshape(-1, 4), capsules[:, 4:]]), word
 
-# %% ../nbs/02_smear.ipynb #c020
+# %% ../nbs/02_smear.ipynb #c021
 BACKGROUND = np.array((254, 228, 201), np.float32).reshape(3, 1, 1)
 RED_CELL = np.array((196, 156, 165), np.float32).reshape(3, 1, 1)
 
@@ -299,7 +299,7 @@ def _add_platelets(random: np.random.Generator, image: np.ndarray, cell_x: float
             cover = _inside(distance, 0.5) * np.clip(0.68 + 0.2 * _noise(random, "grain", distance.shape), 0, 0.95)
             _paint(image, window, cover, _vary(random, (112, 70, 140)))
 
-# %% ../nbs/02_smear.ipynb #c021
+# %% ../nbs/02_smear.ipynb #c022
 def _field(random: np.random.Generator, cell_x: float, cell_y: float, cell_radius: float) -> np.ndarray:
     "Background, red cells and platelets around a white cell that is not there yet: (3, canvas, canvas), 0 to 255."
     thickness = _red_cell_thickness(random, cell_x, cell_y, cell_radius)
@@ -308,7 +308,7 @@ def _field(random: np.random.Generator, cell_x: float, cell_y: float, cell_radiu
     _add_platelets(random, image, cell_x, cell_y, cell_radius)
     return image
 
-# %% ../nbs/02_smear.ipynb #c024
+# %% ../nbs/02_smear.ipynb #c025
 def _cytoplasm(random: np.random.Generator, recipe: CellRecipe, outside: np.ndarray, cell_radius: float) -> np.ndarray:
     "Colour (3, h, w) from the middle to the edge of the cell."
     inner, edge = _vary(random, recipe.cytoplasm), _vary(random, recipe.cytoplasm_edge)
@@ -341,7 +341,7 @@ def _chromatin(random: np.random.Generator, recipe: CellRecipe, outside: np.ndar
     dark, pale = _vary(random, recipe.chromatin_dark, 4), _vary(random, recipe.chromatin_light, 4)
     return dark + light * (pale - dark)
 
-# %% ../nbs/02_smear.ipynb #c025
+# %% ../nbs/02_smear.ipynb #c026
 def _draw_truth(random: np.random.Generator, recipe: CellRecipe) -> dict:
     "The values that make one cell what it is, drawn before anything is painted."
     lobes, chances = zip(*recipe.lobe_chances, strict=True)
@@ -389,7 +389,7 @@ def _paint_cell(random: np.random.Generator, recipe: CellRecipe, truth: dict, im
     masks[(slice(None), *window)] = nucleus, cell
     return masks[0], masks[1]
 
-# %% ../nbs/02_smear.ipynb #c027
+# %% ../nbs/02_smear.ipynb #c028
 def _reduce(planes: np.ndarray, size: int) -> np.ndarray:
     "Area average of (..., canvas, canvas) to (..., size, size)."
     if CANVAS % size == 0:
@@ -422,7 +422,7 @@ def _photograph(random: np.random.Generator, scene: np.ndarray, size: int) -> np
     seen = _soften(lit, blur) + np.float32(noise) * random.standard_normal(lit.shape, np.float32)
     return np.clip(np.round(seen), 0, 255).astype(np.uint8).transpose(1, 2, 0)
 
-# %% ../nbs/02_smear.ipynb #c030
+# %% ../nbs/02_smear.ipynb #c031
 def _findings(recipe: CellRecipe, truth: dict, nucleus: np.ndarray, cell: np.ndarray) -> dict:
     "One finding per criterion, and the measured truth."
     cell_area, nucleus_area = (cell > 0.5).sum(), (nucleus > 0.5).sum()
@@ -449,7 +449,7 @@ def _scene(cell_type: str, seed: int, index: int) -> tuple[np.random.Generator, 
     nucleus, cell = _paint_cell(random, recipe, truth, image)
     return random, image, nucleus, cell, truth
 
-# %% ../nbs/02_smear.ipynb #c031
+# %% ../nbs/02_smear.ipynb #c032
 def _check_request(n_per_class: int, size: int, seed: int, classes: Sequence[str] | None) -> list[str]:
     if n_per_class < 1 or int(n_per_class) != n_per_class:
         raise ValueError(f"n_per_class must be a whole number of at least 1; got {n_per_class}")

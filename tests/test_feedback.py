@@ -249,7 +249,7 @@ def test_an_empty_store_gives_empty_tables(store):
     assert agreement(store.verdicts())["images"].tolist() == [0]
 
 
-@pytest.mark.parametrize("votes", itertools.combinations_with_replacement(["plausible", "implausible", "unsure"], 3))
+@pytest.mark.parametrize("votes", list(itertools.combinations_with_replacement(["plausible", "implausible", "unsure"], 3)))
 def test_consensus_of_three(store, votes):
     for rater, vote in zip("ABC", votes, strict=True):
         marks = {"plausible": {}, "implausible": {"failed": ["chromatin"]}, "unsure": {"unsure": ["chromatin"]}}[vote]

@@ -1,5 +1,6 @@
 """The panel without a browser: what its message handler does, from several threads, with bad input and failing disks."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -8,13 +9,14 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import pathloop
 from pathloop.checklist import load_checklist
 from pathloop.data import CellImages
 from pathloop.feedback import FeedbackStore
-from pathloop.panel import LabelPanel, LabelQueue, answer_message, answers_from_marks
+from pathloop.panel import _SKELETON, LabelPanel, LabelQueue, answer_message, answers_from_marks
 
 CHECKLIST = load_checklist("peripheral-blood")
 CRITERIA = [criterion.name for criterion in CHECKLIST.criteria]
@@ -124,8 +126,6 @@ def test_only_the_same_rater_generator_and_type_count_as_judged(store):
 
 
 def test_simulated_reviews_of_the_same_name_are_not_mine(store):
-    import pandas as pd
-
     reviews = pd.DataFrame([dict.fromkeys(CRITERIA, "yes")] * 10)
     store.record_reviews(IMAGES, LABELS, CLASSES, reviews, "Ana", "simulated", "generator-0", CHECKLIST)
     assert len(make_queue(store).remaining()) == 10
@@ -281,10 +281,6 @@ def test_torch_is_never_imported():
 
 def test_the_page_and_the_script_name_the_same_parts():
     folder = Path(pathloop.__file__).parent
-    import re
-
-    from pathloop.panel import _SKELETON
-
     used = set(re.findall(r'part\("(\w+)"\)', (folder / "panel.js").read_text()))
     drawn = set(re.findall(r'data-part="(\w+)"', _SKELETON.template)) | {"scale"}
     assert used == drawn

@@ -1,5 +1,6 @@
 """The panel in a real JupyterLab with a real browser: keys, clicks, undo, reload; judged by what the store holds."""
 
+import json
 import os
 import secrets
 import shutil
@@ -57,13 +58,17 @@ def lab(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL), nbformat.v4.new_code_cell("1 + 1")])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, root / "label.ipynb")
+    settings = tmp_path / "CONFIG" / "labconfig"
+    settings.mkdir(parents=True)
+    off = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}  # its question covers the buttons
+    (settings / "page_config.json").write_text(json.dumps(off))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
     homes = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     options = ["--no-browser", "--ip=127.0.0.1", f"--port={port}", f"--ServerApp.root_dir={root}", f"--IdentityProvider.token={token}"]
-    options += ["--ServerApp.port_retries=0", "--allow-root", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"]
+    options += ["--ServerApp.port_retries=0", "--allow-root", "--LabApp.expose_app_in_browser=True"]
     with open(tmp_path / "server.log", "w") as log:
         command = [sys.executable, "-m", "jupyterlab", *options]
         server = subprocess.Popen(command, env=os.environ | homes, stdout=log, stderr=log, start_new_session=True)

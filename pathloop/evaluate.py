@@ -548,6 +548,12 @@ def _nearness(distances: np.ndarray, neighbours: int = 50) -> tuple[np.ndarray, 
     return first * (k - 1) / np.maximum(among.sum(1) - first, 1e-12), nearest
 
 
+def _enough_for_copies(train: np.ndarray, held_out: np.ndarray, synthetic: np.ndarray) -> None:
+    for name, images, least in (("train", train, 20), ("held_out", held_out, 100), ("synthetic", synthetic, 1)):
+        if len(images) < least:
+            raise TooFewImages(f"{name} must hold at least {least} images to look for copies; got {len(images)}")
+
+
 def nearest_training_check(
     train: np.ndarray, # The images the generator learnt from, float (n, 3, h, w) in [-1, 1]; at least 20
     held_out: np.ndarray, # Real images it never saw, float (m, 3, h, w); at least 100
@@ -559,21 +565,36 @@ def nearest_training_check(
     sets = {name: check_images(array, name) for name, array in (("train", train), ("held_out", held_out), ("synthetic", synthetic))}
     if len({array.shape[1:] for array in sets.values()}) > 1:
         raise ValueError(f"train, held_out and synthetic must be of one size; got { {n: a.shape[2:] for n, a in sets.items()} }")
-    for name, least in (("train", 20), ("held_out", 100), ("synthetic", 1)):
-        if len(sets[name]) < least:
-            raise TooFewImages(f"{name} must hold at least {least} images for this check; got {len(sets[name])}")
-    null, _ = _nearness(_pixel_distances(sets["held_out"], sets["train"]))
-    apart = _pixel_distances(sets["synthetic"], sets["train"])
+    _enough_for_copies(sets["train"], sets["held_out"], sets["synthetic"])
+    null = _null(sets["train"], sets["held_out"], features)
+    return _against(null, sets["train"], sets["synthetic"], features, closest)
+
+
+class _Null(NamedTuple):
+    "How near held-out reals are: computed once for many synthetic sets."
+    pixels: np.ndarray # Ratio of each held-out image
+    features: np.ndarray | None
+    train_features: np.ndarray | None
+
+
+def _null(train: np.ndarray, held_out: np.ndarray, features: Callable[[np.ndarray], np.ndarray] | None) -> _Null:
+    pixels, _ = _nearness(_pixel_distances(held_out, train))
+    if features is None:
+        return _Null(pixels, None, None)
+    known = np.asarray(features(train), np.float64)
+    return _Null(pixels, _nearness(_distances(np.asarray(features(held_out), np.float64), known))[0], known)
+
+
+def _against(null: _Null, train: np.ndarray, synthetic: np.ndarray, features: Callable[[np.ndarray], np.ndarray] | None, closest: int) -> NearestTraining:
+    apart = _pixel_distances(synthetic, train)
     found, index = _nearness(apart)
-    limit, in_features = float(np.quantile(null, 0.01)), None
-    if features is not None:
-        rows = {name: np.asarray(features(array), np.float64) for name, array in sets.items()}
-        far, _ = _nearness(_distances(rows["held_out"], rows["train"]))
-        near, _ = _nearness(_distances(rows["synthetic"], rows["train"]))
-        in_features = wilson_interval(int((near < np.quantile(far, 0.01)).sum()), len(near))
+    limit, in_features = float(np.quantile(null.pixels, 0.01)), None
+    if features is not None and null.features is not None and null.train_features is not None:
+        near, _ = _nearness(_distances(np.asarray(features(synthetic), np.float64), null.train_features))
+        in_features = wilson_interval(int((near < np.quantile(null.features, 0.01)).sum()), len(near))
     order = np.argsort(found)[:closest]
     pairs = pd.DataFrame({"synthetic": order, "train": index[order], "distance": apart[order, index[order]], "ratio": found[order] / max(limit, 1e-9)})
-    return NearestTraining(wilson_interval(int((found < limit).sum()), len(found)), in_features, _nearer(found, null), pairs)
+    return NearestTraining(wilson_interval(int((found < limit).sum()), len(found)), in_features, _nearer(found, null.pixels), pairs)
 
 
 def _nearer(found: np.ndarray, null: np.ndarray, times: int = 300) -> Estimate:
@@ -635,7 +656,8 @@ class Metric:
         if np.isnan(value):
             return "–"
         sign = "+" if signed else ""
-        text = f"{100 * value:{sign}.1f}" if self.percent else f"{value:{sign}.{0 if abs(value) >= 100 else 2 if abs(value) >= 0.1 else 3}f}"
+        digits = 0 if abs(value) >= 100 else 3 if abs(value) < 0.1 or self.key == "realism_auc" else 2
+        text = f"{100 * value:{sign}.1f}" if self.percent else f"{value:{sign}.{digits}f}"
         return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -726,6 +748,7 @@ class _Bench:
         self.notes: list[str] = []
         self.by_type: list[dict[str, Any]] = []
         self.closest: list[pd.DataFrame] = []
+        self.null: _Null | None = None
 
     def add(self, arm: str, found: Mapping[str, Estimate]) -> None:
         self.rows += [{"arm": arm, "metric": key, **estimate._asdict()} for key, estimate in found.items()]
@@ -733,14 +756,13 @@ class _Bench:
     def measure(self, name: str, images: np.ndarray, labels: np.ndarray, index: np.ndarray) -> Iterator[str]:
         "Go through all metrics of one set, a name at a time; where there are too few images, say so and go on."
         made, texture = self.features(images), (texture_features(images) - self.middle) / self.spread
-        everything = self.test.images if name == FLOOR else images # The floor's check for copies is on held-out reals
         tasks: dict[tuple[str, ...], Callable[[], dict[str, Estimate]]] = {
             ("kernel_distance", "kernel_distance_texture"): lambda: self.kernel(made, texture, labels),
             ("frechet_distance",): lambda: {"frechet_distance": frechet_distance(self.real, made, None, self.test.labels, labels)},
             ("precision", "recall", "density", "coverage"): lambda: precision_recall_density_coverage(self.real, made, self.k, None, self.test.labels, labels),
             ("realism_auc",): lambda: self.realism(made, texture, labels),
             ("downstream_accuracy",): lambda: self.useful(name, images, labels),
-            ("near_training_pixels", "near_training_features"): lambda: self.copies(name, everything, index),
+            ("near_training_pixels", "near_training_features"): lambda: self.copies(name, images, index),
         }
         for keys, task in tasks.items():
             yield f"{name}: {keys[0].replace('_', ' ')}"
@@ -767,9 +789,14 @@ class _Bench:
         return {"downstream_accuracy": score.accuracy}
 
     def copies(self, name: str, images: np.ndarray, index: np.ndarray) -> dict[str, Estimate]:
-        check = nearest_training_check(self.train.images, self.test.images, images, self.features)
-        if name != FLOOR:
-            self.closest.append(check.closest.assign(arm=name, synthetic=index[check.closest["synthetic"]]))
+        if self.null is None:
+            _enough_for_copies(self.train.images, self.test.images, images)
+            self.null = _null(self.train.images, self.test.images, self.features)
+        if name == FLOOR and self.null.features is not None:
+            shares = [wilson_interval(int((ratio < np.quantile(ratio, 0.01)).sum()), len(ratio)) for ratio in (self.null.pixels, self.null.features)]
+            return dict(zip(("near_training_pixels", "near_training_features"), shares, strict=True))
+        check = _against(self.null, self.train.images, images, self.features, 8)
+        self.closest.append(check.closest.assign(arm=name, synthetic=index[check.closest["synthetic"]]))
         return {"near_training_pixels": check.pixels} | ({"near_training_features": check.features} if check.features else {})
 
 # %% ../nbs/11_evaluate.ipynb #c050
@@ -937,7 +964,7 @@ def _text(metric: Metric, estimate: Estimate) -> str:
 def _sentences(report: Report) -> list[str]:
     baseline, controls = report.details["baseline"], report.details["controls"]
     methods = [name for name in report.arms if name not in controls and name != baseline]
-    lines = [_acceptance(report)]
+    lines = _acceptance(report)
     for name in methods or [n for n in report.arms if n != baseline]:
         lines += _gain_sentences(report, name, baseline, controls)
         lines += _difference_sentences(report, name, baseline)
@@ -949,12 +976,16 @@ def _share(report: Report, arm: str, key: str = "accepted") -> str:
     return f"{100 * found.value:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def _acceptance(report: Report) -> str:
-    parts = [f"{_share(report, name)} of the images of “{name}” (n = {int(report.get(name, 'accepted').n)})" for name in report.arms]
-    line = "The independent judge, which took no part in training, accepts " + ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
-    if not np.isnan(report.get(FLOOR, "accepted").value):
-        line += f"; of real test images it accepts {_share(report, FLOOR)}"
-    return line + "."
+def _acceptance(report: Report) -> list[str]:
+    "What the judge says of the methods, the baseline and real images; then of the controls."
+    baseline, controls = report.details["baseline"], [name for name in report.details["controls"] if name != report.details["baseline"]]
+    leading = [name for name in report.arms if name not in controls and name != baseline] + [baseline]
+    of = lambda names: " and ".join(", ".join(f"{_share(report, name)} of “{name}”" for name in part) for part in (names[:-1], names[-1:]) if part)
+    real = f"; of real test images {_share(report, FLOOR)}" if not np.isnan(report.get(FLOOR, "accepted").value) else ""
+    lines = [f"The independent judge, which took no part in training, accepts {of(leading)}{real}."]
+    counts = {report.get(name, "accepted").n for name in report.arms}
+    size = f" (n = {counts.pop()} images an arm)" if len(counts) == 1 else ""
+    return [*lines, f"Of the controls it accepts {of(controls)}{size}."] if controls else lines
 
 
 def _points(row: pd.Series) -> str:
@@ -1076,7 +1107,9 @@ def _gallery(report: Report, test: CellImages, before: Arm, after: Arm, per_clas
         real = [_picture(test.images[i]) for i in np.flatnonzero(test.labels == t)[:per_class]]
         if pairs:
             shares = [wilson_interval(int(arm.accepted[arm.labels == t].sum()), int((arm.labels == t).sum())) for arm in (before, after)]
-            groups.append({"name": name, "pairs": pairs, "real": real, "before": shares[0], "after": shares[1]})
+            known = report.per_class[(report.per_class["arm"] == FLOOR) & (report.per_class["class"] == name) & (report.per_class["metric"] == "accepted")]
+            groups.append({"name": name, "pairs": pairs, "real": real, "before": shares[0], "after": shares[1],
+                           "real_share": Estimate(*known.iloc[0][["value", "low", "high", "n"]]) if len(known) else None})
     return groups
 
 # %% ../nbs/11_evaluate.ipynb #c059
@@ -1086,7 +1119,7 @@ def _axis(low: float, high: float, ticks: int = 4) -> tuple[float, float, list[f
     step = 10 ** np.floor(np.log10(width / ticks))
     step *= min((m for m in (1, 2, 2.5, 5, 10) if width / (step * m) <= ticks), default=10)
     first, last = np.floor(low / step + 1e-6) * step, np.ceil(high / step - 1e-6) * step
-    return float(first), float(last), [float(v) for v in np.arange(first, last + step / 2, step)]
+    return float(first), float(last), [float(np.round(v, 9)) for v in np.arange(first, last + step / 2, step)]
 
 
 def _panel(title: str, meaning: str, metric: Metric, rows: list[tuple[str, Estimate, str]], zero: bool = False) -> dict[str, Any]:
@@ -1108,7 +1141,7 @@ def _panel(title: str, meaning: str, metric: Metric, rows: list[tuple[str, Estim
     floor = next((row for row in drawn if row["kind"] == "floor" and not row["missing"]), None)
     return {"title": title, "meaning": meaning, "better": "" if zero else metric.better, "unit": "points" if zero else "%" if metric.percent else "",
             "rows": drawn, "floor": floor, "zero": place(0) if zero else None,
-            "ticks": [{"at": place(t), "text": metric.format(t, zero) if metric.percent else f"{t:g}".replace("-", "\N{MINUS SIGN}")} for t in ticks if first <= t <= last]}
+            "ticks": [{"at": place(t), "text": f"{100 * t if metric.percent else t:{'+' if zero and t else ''}.4g}".replace("-", "\N{MINUS SIGN}")} for t in ticks if first - 1e-9 <= t <= last + 1e-9]}
 
 
 def _panels(report: Report, after: str) -> list[dict[str, Any]]:
@@ -1156,7 +1189,7 @@ def _curve(name: str, data: pd.DataFrame) -> dict[str, Any]:
               "points": " ".join(f"{100 * (x - left) / (right - left):.2f},{60 - 60 * (y - low) / (high - low):.2f}" for x, y in numbers[[across, column]].dropna().to_numpy())} for column in lines]
     return {"name": name, "kind": "lines", "lines": drawn, "across": across.replace("_", " "), "note": note,
             "y": [{"at": round(100 * (1 - (t - low) / (high - low)), 2), "text": f"{t:g}"} for t in ticks],
-            "x": [{"at": round(100 * (t - left) / (right - left), 2), "text": f"{t:g}"} for t in below if left <= t <= right]}
+            "x": [{"at": round(100 * (t - left) / (right - left), 2), "text": f"{t:g}"} for t in below if left - 1e-9 <= t <= right + 1e-9]}
 
 
 def _calibration(name: str, data: pd.DataFrame) -> dict[str, Any]:

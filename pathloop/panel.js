@@ -196,6 +196,7 @@ class Session {
     this.supersedes = supersedes;
     this.clock = { shown: 0, first: 0, hidden: 0, hiddenSince: document.hidden ? performance.now() : 0 };
     this.hint = { text: "", warning: false };
+    for (const view of this.views) delete view.root.dataset.shown;
   }
 
   say(text, warning = true) {
@@ -205,6 +206,7 @@ class Session {
 
   painted() {
     if (!this.clock.shown) this.clock.shown = performance.now();
+    for (const view of this.views) view.root.dataset.shown = this.clock.shown; // for tests, which must not be too quick either
   }
 
   touch() {

@@ -134,6 +134,8 @@ def _island(stained: np.ndarray, dark: np.ndarray, white: np.ndarray) -> np.ndar
     result = np.zeros_like(stained)
     for radius in (2, 4, 6):
         left = np.flatnonzero(~result.any((1, 2)))
+        if not len(left):
+            break
         worn = ndimage.distance_transform_edt(stained[left], sampling=(1e4, 1, 1)) <= radius
         opened = ndimage.distance_transform_edt(worn, sampling=(1e4, 1, 1)) <= radius
         part = _central_part(opened, np.where(dark[left], np.maximum(white[left], 0.01), 0))

@@ -37,7 +37,6 @@ panel = LabelPanel(
 )
 panel
 """
-TOO_SOON = 260  # ms to wait after an image appears: the panel ignores a decision in its first 200
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +48,15 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS, headless=True)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    page = chromium.new_page(viewport={"width": 1360, "height": 900})
+    page.set_default_timeout(120_000)  # for machines that are busy with something else
+    page.on("dialog", lambda dialog: dialog.accept())
+    yield page
+    page.close()
 
 
 @pytest.fixture
@@ -90,23 +98,24 @@ def lab(tmp_path):
 
 def open_notebook(page, url):
     page.goto(url)
-    page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=90_000)
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
     idle = "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-    page.wait_for_function(idle, timeout=90_000)
+    page.wait_for_function(idle)
 
 
 def image_ready(page):
-    page.wait_for_function("() => document.querySelector('.pathloop-frame img')?.naturalWidth > 0", timeout=60_000)
-    page.wait_for_timeout(TOO_SOON)
+    """Wait until an image has been on screen for longer than the 200 ms in which the panel ignores decisions."""
+    seen = "() => performance.now() - Number(document.querySelector('.pathloop-panel')?.dataset.shown ?? Infinity) > 220"
+    page.wait_for_function(seen)
 
 
 def saved(page, count):
-    page.wait_for_function(f"() => document.querySelector('[data-part=\"saved\"]')?.textContent === '{count}'", timeout=10_000)
+    page.wait_for_function(f"() => document.querySelector('[data-part=\"saved\"]')?.textContent === '{count}'")
 
 
 def press(page, *keys):
-    page.wait_for_timeout(TOO_SOON)
+    image_ready(page)
     for key in keys:
         page.keyboard.press(key)
 
@@ -121,10 +130,8 @@ def picture(page, name):
 
 
 @pytest.mark.browser
-def test_label_undo_reload_continue(chromium, lab):
+def test_label_undo_reload_continue(page, lab):
     url, root = lab
-    page = chromium.new_page(viewport={"width": 1360, "height": 900})
-    page.on("dialog", lambda dialog: dialog.accept())
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     open_notebook(page, url)
@@ -135,7 +142,7 @@ def test_label_undo_reload_continue(chromium, lab):
     focus(page)
     press(page, "a")  # 1 plausible
     press(page, "4", "x")  # 2 implausible: fourth criterion
-    page.wait_for_timeout(TOO_SOON)
+    image_ready(page)
     page.locator(".pathloop-rows li").nth(1).locator("[data-do=failed]").click()  # 3 by mouse
     picture(page, "marked")
     page.locator(".pathloop-verdicts [data-do=implausible]").click()
@@ -151,9 +158,9 @@ def test_label_undo_reload_continue(chromium, lab):
     page.wait_for_function("() => document.querySelector('.pathloop-comment').value === 'bax: smudged'")
     press(page, "a", "a")  # ... and judged again; the second press is a double tap, ignored
     press(page, " ")  # skipped
-    page.wait_for_timeout(TOO_SOON)
+    image_ready(page)
     page.locator(".pathloop-verdicts [data-do=plausible]").click()  # 7
-    press(page, "b", "d", "d")  # notebook commands: must do nothing
+    press(page, "b", "d", "d")  # notebook commands: must do nothing here
     saved(page, 7)
     assert page.locator(".jp-Notebook .jp-Cell").count() == cells_before
     picture(page, "before-reload")
@@ -161,7 +168,7 @@ def test_label_undo_reload_continue(chromium, lab):
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_timeout(1000)
     page.reload()
-    page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=90_000)
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
     image_ready(page)
     saved(page, 7)
     picture(page, "after-reload")
@@ -175,7 +182,6 @@ def test_label_undo_reload_continue(chromium, lab):
     saved(page, 8)
     assert page.locator(".jp-Notebook .jp-Cell").count() == cells_before
     assert page.locator('[data-part="banner"]').is_hidden()
-    page.close()
 
     assert faults == []
     events = FeedbackStore(root / "feedback.db").events()
@@ -192,16 +198,14 @@ def test_label_undo_reload_continue(chromium, lab):
     assert reviews["comment"][5] == reviews["comment"][6] == "bax: smudged"
     assert set(events["source"]) == {"human"} and set(events["rater"]) == {"Ana"}
     assert events["session"].nunique() == 2
-    assert reviews["seconds"].between(0.2, 60).all() and (reviews["first_seconds"] <= reviews["seconds"]).all()
+    assert reviews["seconds"].between(0.2, 300).all() and (reviews["first_seconds"] <= reviews["seconds"]).all()
     table = FeedbackStore(root / "feedback.db").verdicts()
     assert len(table) == 8 and table.index.is_unique
 
 
 @pytest.mark.browser
-def test_unsaved_judgements_survive_a_failing_disk(chromium, lab):
+def test_unsaved_judgements_survive_a_failing_disk(page, lab):
     url, root = lab
-    page = chromium.new_page(viewport={"width": 1360, "height": 900})
-    page.on("dialog", lambda dialog: dialog.accept())
     open_notebook(page, url)
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
     image_ready(page)
@@ -212,12 +216,11 @@ def test_unsaved_judgements_survive_a_failing_disk(chromium, lab):
     database.rename(root / "away.db")
     press(page, "3", "x")
     press(page, "a")
-    page.wait_for_selector('[data-part="banner"]:visible', timeout=10_000)
+    page.wait_for_selector('[data-part="banner"]:visible')
     assert "moved or deleted" in page.locator('[data-part="banner"]').text_content()
     assert page.locator('[data-part="saved"]').text_content() == "1"
     picture(page, "disk-away")
     (root / "away.db").rename(database)
     saved(page, 3)
-    page.wait_for_selector('[data-part="banner"]', state="hidden", timeout=10_000)
-    page.close()
+    page.wait_for_selector('[data-part="banner"]', state="hidden")
     assert list(FeedbackStore(database).events()["verdict"]) == ["plausible", "implausible", "plausible"]

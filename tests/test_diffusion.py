@@ -1,0 +1,212 @@
+"""The generator: the same samples from stock diffusers, resuming after a kill, saving, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, UNet2DModel
+from torch.nn import functional as F
+
+from pathloop.data import CellImages
+from pathloop.diffusion import (
+    Generator,
+    NetworkConfig,
+    Pool,
+    TrainConfig,
+    denoise,
+    denoising_loss,
+    drop_classes,
+    make_unet,
+    pretrain,
+    sample_pool,
+)
+
+NETWORK = NetworkConfig(size=16, channels=(16, 32))
+SHORT = TrainConfig(steps=12, batch_size=8, checkpoint_every=4, precision="fp32", warmup=2)
+
+
+def make_cells(n: int = 12, size: int = 16) -> CellImages:
+    images = np.random.default_rng(0).uniform(-1, 1, (n, 3, size, size)).astype(np.float32)
+    return CellImages(images, np.arange(n) % 3, ["a", "b", "c"])
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return pretrain(make_cells(), NETWORK, SHORT, device="cpu")
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("steps", [6, 18])
+def test_stock_diffusers_reproduces_the_samples(generator: Generator, tmp_path: Path, half: bool, steps: int) -> None:
+    "Nothing but diffusers and three lines opens the saved folder and samples the same images."
+    generator.save_pretrained(tmp_path / "g", half=half)
+    unet = UNet2DModel.from_pretrained(tmp_path / "g", subfolder="unet", torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    scheduler = EDMDPMSolverMultistepScheduler.from_pretrained(tmp_path / "g", subfolder="scheduler")
+    scheduler.set_timesteps(steps)
+    seeds, labels = [3, 4, 5], torch.tensor([2, 0, 1])
+    x = torch.stack([torch.randn((12, 8, 8), generator=torch.Generator().manual_seed(s)) for s in seeds]) * scheduler.init_noise_sigma
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            output = unet(scheduler.scale_model_input(x, t), t, class_labels=labels).sample
+            x = scheduler.step(output, t, x).prev_sample
+    stock = F.pixel_shuffle(x, 2).clamp(-1, 1).numpy()
+    ours = Generator.from_pretrained(tmp_path / "g", "cpu").sample(labels.numpy(), seeds, steps=steps)
+    np.testing.assert_allclose(stock, ours, atol=1e-4)
+    assert stock.std() > 0.05
+    weights = [path for path in (tmp_path / "g").rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+    assert not weights, "no pickles"
+
+
+def test_scheduler_and_loss_share_one_preconditioning(generator: Generator) -> None:
+    scheduler = generator.scheduler()
+    scheduler.set_timesteps(5)
+    x, labels = torch.randn(2, 12, 8, 8), torch.tensor([0, 1])
+    t, sigma = scheduler.timesteps[2], scheduler.sigmas[2]
+    with torch.no_grad():
+        raw = generator.unet(scheduler.precondition_inputs(x, sigma), t, class_labels=labels).sample
+        stock = scheduler.precondition_outputs(x, raw, sigma)
+        ours = denoise(generator.unet, x, sigma.repeat(2), labels, generator.config.sigma_data)
+    torch.testing.assert_close(stock, ours, atol=1e-5, rtol=1e-4)
+
+
+def test_loss_of_a_perfect_denoiser_is_zero_and_unreduced() -> None:
+    clean = torch.randn(4, 12, 8, 8)
+    sigma = torch.tensor([0.1, 0.5, 1.0, 5.0])
+
+    class Perfect(torch.nn.Module):
+        def forward(self, x, t, class_labels):  # type: ignore[no-untyped-def]
+            wide = sigma.view(-1, 1, 1, 1)
+            total = (wide**2 + 0.25).sqrt()
+            raw = (clean - 0.25 / total**2 * (x * total)) / (wide * 0.5 / total)
+            return type("Output", (), {"sample": raw})
+
+    loss = denoising_loss(Perfect(), clean, torch.zeros(4, dtype=torch.long), sigma, torch.randn(4, 12, 8, 8), 0.5)
+    assert loss.shape == (4,)
+    torch.testing.assert_close(loss, torch.zeros(4), atol=1e-3, rtol=0)
+
+
+def test_image_does_not_depend_on_its_batch(generator: Generator) -> None:
+    labels, seeds = np.array([0, 1, 2, 0, 1]), np.array([7, 8, 9, 10, 11])
+    whole = generator.sample(labels, seeds, steps=4, batch_size=5)
+    parts = generator.sample(labels[::-1].copy(), seeds[::-1], steps=4, batch_size=2)[::-1]
+    np.testing.assert_allclose(whole, parts, atol=1e-4)
+
+
+def test_guidance_of_one_is_no_guidance_and_more_changes_images(generator: Generator) -> None:
+    labels, seeds = np.array([0, 1]), [1, 2]
+    plain = generator.sample(labels, seeds, steps=4)
+    np.testing.assert_array_equal(plain, generator.sample(labels, seeds, guidance=1.0, steps=4))
+    assert np.abs(plain - generator.sample(labels, seeds, guidance=3.0, steps=4)).max() > 1e-4
+
+
+def test_training_is_deterministic_and_moves_every_parameter() -> None:
+    first, second = (pretrain(make_cells(), NETWORK, SHORT, device="cpu") for _ in range(2))
+    assert first.id == second.id
+    torch.manual_seed(SHORT.seed)
+    fresh = make_unet(NETWORK, 3).state_dict()
+    same = [name for name, value in first.unet.state_dict().items() if torch.equal(value, fresh[name])]
+    assert not same, f"never trained: {same}"
+
+
+def test_classes_are_dropped_at_the_stated_rate() -> None:
+    dropped = drop_classes(torch.zeros(20_000, dtype=torch.long), 0.1, 3, torch.Generator().manual_seed(0)) == 3
+    assert abs(dropped.float().mean() - 0.1) < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_after", [1, 5, 9])
+def test_killed_and_resumed_ends_bit_for_bit_the_same(tmp_path: Path, kill_after: int) -> None:
+    "SIGKILL in the middle of training; run again from the checkpoint."
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import pathloop.diffusion as d
+from test_diffusion import NETWORK, SHORT, make_cells
+original, count = d.random_loss, [0]
+def counted(*args):
+    count[0] += 1
+    print(count[0], flush=True)
+    return original(*args)
+d.random_loss = counted
+print("id", d.pretrain(make_cells(), NETWORK, SHORT, {str(tmp_path / 'c.safetensors')!r}, device="cpu").id, flush=True)
+"""
+    environment = {**os.environ, "PATHLOOP_QUIET": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == str(kill_after + 1):
+                os.kill(process.pid, signal.SIGKILL)
+                break
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    torch.set_num_threads(1)
+    straight = pretrain(make_cells(), NETWORK, SHORT, device="cpu")
+    lines = again.stdout.split("\n")
+    assert f"id {straight.id}" in lines
+    assert len(lines) - 2 == SHORT.steps - kill_after // SHORT.checkpoint_every * SHORT.checkpoint_every, "it did not resume"
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    pretrain(make_cells(), NETWORK, SHORT, path, device="cpu")
+    other = CellImages(make_cells().images, np.arange(12) % 2, ["a", "b"])
+    with pytest.raises(ValueError, match="same network and class list"):
+        pretrain(other, NETWORK, SHORT, path, device="cpu")
+
+
+def test_divergence_stops_and_says_what_to_do() -> None:
+    from dataclasses import replace
+
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        pretrain(make_cells(), NETWORK, replace(SHORT, steps=200, learning_rate=1e12), device="cpu")
+
+
+def test_bad_input_is_named(generator: Generator) -> None:
+    with pytest.raises(ValueError, match="multiple of 4"):
+        make_unet(NetworkConfig(size=18, channels=(16, 32)), 3)
+    with pytest.raises(ValueError, match="labels must lie from 0 to 2"):
+        generator.sample(np.array([3]), [0])
+    with pytest.raises(ValueError, match=r"labels must have shape \(2,\)"):
+        generator.sample(np.array([1]), [0, 1])
+    with pytest.raises(ValueError, match="16 px a side"):
+        generator.loss(np.zeros((1, 3, 32, 32)), np.array([0]))
+    with pytest.raises(ValueError, match="must lie in"):
+        generator.loss(np.full((1, 3, 16, 16), 7.0), np.array([0]))
+    with pytest.raises(ValueError, match="classes must be one fewer"):
+        Generator(generator.unet, ["a"], generator.config)
+    with pytest.raises(ValueError, match="precision must be"):
+        pretrain(make_cells(), NETWORK, TrainConfig(steps=1, precision="fp8"), device="cpu")
+    with pytest.raises(ValueError, match="per_class must be at least 1"):
+        sample_pool(generator, 0)
+
+
+def test_loading_what_is_not_there_or_of_another_format(generator: Generator, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="must hold a saved generator"):
+        Generator.from_pretrained(tmp_path)
+    generator.save_pretrained(tmp_path / "g")
+    with pytest.raises(FileExistsError):
+        generator.save_pretrained(tmp_path / "g")
+    about = json.loads((tmp_path / "g" / "pathloop.json").read_text())
+    (tmp_path / "g" / "pathloop.json").write_text(json.dumps({**about, "format": 0}))
+    with pytest.raises(ValueError, match="has format 0"):
+        Generator.from_pretrained(tmp_path / "g")
+
+
+def test_saved_generator_is_the_same_one(generator: Generator, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path / "g")
+    again = Generator.from_pretrained(tmp_path / "g", "cpu")
+    assert again.id == generator.id and again.classes == generator.classes
+    assert list(again.history["step"]) == list(generator.history["step"])
+
+
+def test_pool_can_be_made_again_from_its_seeds(generator: Generator, tmp_path: Path) -> None:
+    pool = sample_pool(generator, per_class=2, first_seed=50, steps=4)
+    pool.save(tmp_path)
+    kept = Pool.load(tmp_path)
+    assert kept.generator_id == generator.id
+    again = generator.sample(kept.labels, kept.seeds, kept.guidance, kept.steps)
+    assert np.abs(again - kept.images).max() <= 1.01 / 127.5

@@ -1,0 +1,199 @@
+"""The study: the whole loop at small size, stopping and resuming, human feedback, and refusing to mix settings."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pathloop.core import file_hash
+from pathloop.data import to_uint8
+from pathloop.loop import (
+    ARMS,
+    TINY,
+    NeedsFeedback,
+    Study,
+    StudyConfig,
+    open_cells,
+    read_config,
+    save_cells,
+    shipped_generator,
+    write_config,
+)
+from pathloop.smear import make_smear
+
+COMMAND = [sys.executable, "-c", "from pathloop.cli import main; main()"]
+QUIET = {**os.environ, "PATHLOOP_QUIET": "1"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = Study.create(tmp_path_factory.mktemp("study") / "tiny", StudyConfig(**TINY), say=lambda line: None)
+    return study.run()
+
+
+@pytest.mark.slow
+def test_every_step_left_a_card_with_its_inputs(finished: Study) -> None:
+    names = set(finished.status()["name"])
+    assert {"real", "judges", "generators/untouched", "pools/round-1", "feedback/round-1", "rewards/round-1", "reports/round-1"} <= names
+    card = finished.card("rewards/round-1")
+    assert card["inputs"]["feedback/round-1"] == file_hash(finished.folder / "feedback/round-1/card.json")
+    assert card["versions"]["torch"] and card["seconds"] > 0
+    assert not list(finished.folder.glob("**/*.pkl")) and not list(finished.folder.glob("**/.*-*"))
+
+
+@pytest.mark.slow
+def test_arms_share_seeds_and_controls_are_there(finished: Study) -> None:
+    pools = {name: finished.pool(name) for name in ARMS}
+    first = pools["untouched"]
+    assert {"untouched, guided", "real-only"} <= set(pools)
+    for name, pool in pools.items():
+        np.testing.assert_array_equal(pool.seeds, first.seeds)
+        np.testing.assert_array_equal(pool.labels, first.labels)
+        assert name == "untouched" or np.abs(pool.images - first.images).max() > 0, name
+    assert not set(first.seeds) & set(finished.pool("round-1").seeds), "reported on images that were learned from"
+
+
+@pytest.mark.slow
+def test_feedback_is_marked_as_simulated(finished: Study) -> None:
+    events = finished.store.events()
+    assert set(events["source"]) == {"simulated"} and len(events) == TINY["labels"]
+    assert set(events["image"]) <= set(finished.pool().classes and [e for e in events["image"]])
+    verdicts = pd.read_csv(finished.folder / "feedback/round-1/verdicts.csv")
+    assert verdicts["verdict"].isin(["plausible", "implausible", "unsure"]).all()
+
+
+@pytest.mark.slow
+def test_weights_are_probabilities_of_plausible_with_their_identity(finished: Study) -> None:
+    table = pd.read_csv(finished.folder / "rewards/round-1/weights.csv")
+    assert len(table) == len(finished.pool()) and table["p_plausible"].between(0, 1).all()
+    model, pool = finished.reward_model, finished.pool()
+    np.testing.assert_allclose(table["p_plausible"], model.score(pool.images, pool.labels), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_report_is_one_file_that_needs_no_network(finished: Study) -> None:
+    page = (finished.folder / "reports" / "report.html").read_text()
+    assert len(page) < 4_000_000
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']+["']""", page), "it points outside itself"
+    for word in ("untouched, guided", "real-only", "reward-weighted", "real against real"):
+        assert word in page.lower()
+    report = json.loads((finished.folder / "reports/round-1/report.json").read_text())
+    assert report["table"]["data"]
+
+
+@pytest.mark.slow
+def test_running_again_changes_nothing(finished: Study) -> None:
+    before = {path: file_hash(path) for path in finished.folder.glob("**/card.json")}
+    Study(finished.folder, say=lambda line: None).run()
+    assert before == {path: file_hash(path) for path in finished.folder.glob("**/card.json")}
+
+
+@pytest.mark.slow
+def test_changed_settings_are_refused(finished: Study) -> None:
+    with pytest.raises(ValueError, match="labels is 96, asked 64"):
+        Study.create(finished.folder, StudyConfig(**TINY | {"labels": 64}))
+    original = (finished.folder / "study.toml").read_text()
+    try:
+        write_config(finished.folder / "study.toml", StudyConfig(**TINY | {"finetune_steps": 13}))
+        with pytest.raises(ValueError, match="'steps' is 13, was 12"):
+            Study(finished.folder, say=lambda line: None).finetune()
+    finally:
+        (finished.folder / "study.toml").write_text(original)
+
+
+@pytest.mark.slow
+def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    arguments = [*COMMAND, "run", str(tmp_path / "s"), "--until", "pretrain", "--pretrain-steps", "1000000", "--size", "16"]
+    first = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=QUIET)
+    checkpoint = tmp_path / "s" / "work" / "pretrain.safetensors"
+    deadline = time.monotonic() + 400
+    while not checkpoint.exists() and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.2)
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 130 and "Nothing is lost" in output
+    assert checkpoint.exists() and not (tmp_path / "s/generators/untouched").exists()
+    made = file_hash(tmp_path / "s/real/card.json")
+    again = subprocess.run([*COMMAND, "run", str(tmp_path / "s"), "--until", "judges"], capture_output=True, text=True, env=QUIET)
+    assert again.returncode == 0 and file_hash(tmp_path / "s/real/card.json") == made
+
+
+@pytest.mark.slow
+def test_a_person_can_be_the_pathologist(tmp_path: Path) -> None:
+    "The study waits for people, takes what their panel stored, and goes on."
+    config = StudyConfig(**TINY | {"feedback": "human", "labels": 48, "reward_steps": 10})
+    study = Study.create(tmp_path / "s", config, say=lambda line: None)
+    with pytest.raises(NeedsFeedback, match="0 of 48 images are judged"):
+        study.run(until="reward")
+    queue = study.label_panel("dr-one").queue
+    for i in range(48):
+        queue.judge("plausible" if i % 2 else "implausible", ["chromatin"] if i % 2 == 0 else [])
+    study.run(until="reward")
+    assert set(study.store.events()["source"]) == {"human"}
+    assert study.card("feedback/round-1")["results"]["verdicts"] == {"plausible": 24, "implausible": 24}
+
+
+@pytest.mark.slow
+def test_own_images_with_a_class_too_small(tmp_path: Path) -> None:
+    "A folder per class: the small class is left out, and said so, before anything long begins."
+    cells = make_smear(26, 16, seed=5, classes=["lymphocyte", "eosinophil", "basophil"])
+    for i, (pixels, label) in enumerate(zip(to_uint8(cells.images), cells.labels, strict=True)):
+        name = cells.classes[label]
+        if name == "basophil" and i % 26:
+            continue
+        (tmp_path / "cells" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "cells" / name / f"{i}.png")
+    said: list[str] = []
+    study = Study.create(tmp_path / "s", StudyConfig(images=str(tmp_path / "cells"), size=16), say=said.append)
+    study.run(until="prepare")
+    assert any("left out: 'basophil' has only 1 different image" in line for line in said)
+    assert study.real("train").classes == ["eosinophil", "lymphocyte"]
+
+
+
+def test_settings_round_trip_and_faults(tmp_path: Path) -> None:
+    config = StudyConfig(images='odd "name"', guidances=(1.25, 3.0))
+    write_config(tmp_path / "study.toml", config)
+    assert read_config(tmp_path / "study.toml") == config
+    (tmp_path / "study.toml").write_text("size = ")
+    with pytest.raises(ValueError, match="must be a TOML file"):
+        read_config(tmp_path / "study.toml")
+    with pytest.raises(ValueError, match="labels must be at least 1; got 0"):
+        StudyConfig(labels=0)
+
+
+def test_no_study_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"must hold a study\.toml"):
+        Study(tmp_path)
+    study = Study.create(tmp_path / "s", StudyConfig(), say=lambda line: None)
+    with pytest.raises(FileNotFoundError, match="run the steps in order"):
+        study.pool()
+    with pytest.raises(ValueError, match="until must be one of"):
+        study.run("everything")
+
+
+def test_cells_round_trip(tmp_path: Path) -> None:
+    cells = make_smear(2, 16, seed=1)
+    save_cells(cells, tmp_path / "cells.npz")
+    again = open_cells(tmp_path / "cells.npz")
+    assert again.hashes == cells.hashes and again.classes == cells.classes and list(again.attributes) == list(cells.attributes)
+
+
+def test_shipped_generator_opens_and_paints_its_types() -> None:
+    from pathloop.diffusion import Generator
+
+    folder = shipped_generator("smear-32")
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 8_000_000
+    generator = Generator.from_pretrained(folder, "cpu")
+    assert generator.classes == make_smear(1, 16).classes and generator.config.size == 32
+    with pytest.raises(FileNotFoundError, match="smear-32"):
+        shipped_generator("nothing")

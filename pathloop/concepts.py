@@ -59,23 +59,21 @@ def concept_features(
     generator: Generator, # Its U-Net is read, not changed
     images: np.ndarray, # float (n, 3, size, size) in [-1, 1]
     parent: str, # The class that the network is told
-    sigma: float = 0.1, # Noise level that the network is told; no noise is added
-) -> np.ndarray: # float (n, features): mean and deviation of each inner channel
+    sigma: float = 0.3, # Noise level that the network is told; no noise is added
+) -> np.ndarray: # float (n, features): mean, deviation, maximum and minimum of each inner channel
     "Inner activations of the U-Net as features of an image, the same for all its orientations. Raises `ValueError` on other sizes."
-    folded_images = torch.from_numpy(check_images(images))
+    pixels = torch.from_numpy(check_images(images))
     caught: list[Tensor] = []
     unet, turns = generator.unet.eval(), []
-    hooks = [unet.mid_block.register_forward_hook(lambda _m, _i, out: caught.append(out)),
-             unet.up_blocks[0].register_forward_hook(lambda _m, _i, out: caught.append(out))]
+    hook = unet.up_blocks[-2].register_forward_hook(lambda _module, _input, out: caught.append(out.flatten(2).float().cpu()))
     for turn in range(8):
-        turned = torch.rot90(folded_images.flip(3) if turn >= 4 else folded_images, turn % 4, (2, 3))
+        turned = torch.rot90(pixels.flip(3) if turn >= 4 else pixels, turn % 4, (2, 3))
         folded = generator.fold(turned.numpy()).to(generator.device)
         told = torch.full((len(folded),), generator.classes.index(parent), device=folded.device)
         denoise(unet, folded, torch.full((len(folded),), sigma, device=folded.device), told, generator.config.sigma_data)
-        turns.append(torch.cat([part for out in caught for part in (out.mean((2, 3)), out.std((2, 3)))], dim=1).cpu())
-        caught.clear()
-    for hook in hooks:
-        hook.remove()
+        inner = caught.pop()
+        turns.append(torch.cat([inner.mean(2), inner.std(2), inner.amax(2), inner.amin(2)], dim=1))
+    hook.remove()
     return torch.stack(turns).mean(0).double().numpy()
 
 
@@ -94,14 +92,19 @@ def fit_concepts(
 # %% ../nbs/10_concepts.ipynb #c015
 @dataclass(frozen=True)
 class ConceptConfig(TrainConfig):
-    "How to add a concept; the run is short, the new rows start from their parent."
+    "How to add a concept. The defaults train the new rows alone; raises `ValueError` when all weights would move at that rate."
 
-    steps: int = 300 # Updates
-    batch_size: int = 32 # Images of the parent, and as many real ones, per update
-    learning_rate: float = 3e-4 # Peak of AdamW
-    warmup: int = 20 # Steps over which the learning rate rises
-    average: float = 0.98 # EMA decay
-    beta: float = 1.0 # Weight of the real images; higher forgets less and learns slower
+    steps: int = 60 # Updates
+    batch_size: int = 16 # Images of the parent, and as many real ones, per update
+    learning_rate: float = 0.3 # Peak of AdamW; high because rows are few numbers. For all weights use about 3e-4
+    warmup: int = 5 # Steps over which the learning rate rises
+    average: float = 0.9 # EMA decay
+    rows_only: bool = True # Train the new classes' rows and nothing else
+    beta: float = 1.0 # Weight of the real images when all weights are trained
+
+    def __post_init__(self) -> None:
+        if not self.rows_only and self.learning_rate > 0.01:
+            raise ValueError(f"learning_rate must be at most 0.01 with rows_only=False; got {self.learning_rate}. Try 3e-4")
 
 
 def _concept_loss(
@@ -122,12 +125,28 @@ def _concept_loss(
         folded = F.pixel_unshuffle(turn_at_random(pixels[index], random), grown.config.fold)
         told = drop_classes(first + concept, settings.no_class, len(grown.classes), random)
         fits = (table[index, concept] * random_loss(unet, folded, told, random, grown.config.sigma_data)).mean()
+        if settings.rows_only:
+            return fits
         folded, labels = anchor.draw(random)
         return fits + settings.beta * random_loss(unet, folded, labels, random, grown.config.sigma_data).mean()
 
     return step_loss
 
-# %% ../nbs/10_concepts.ipynb #c017
+# %% ../nbs/10_concepts.ipynb #c016
+def _train_concept(unet: nn.Module, n_concepts: int, step_loss: Callable, settings: ConceptConfig) -> pd.DataFrame:
+    "Train all weights, or the new rows alone with the old ones put back; returns the loss curve."
+    table = unet.get_parameter("class_embedding.weight")
+    before = table.detach().clone()
+    for parameter in unet.parameters():
+        parameter.requires_grad_(not settings.rows_only or parameter is table)
+    history = train(unet, step_loss, settings, None, "adding a concept")
+    if settings.rows_only:
+        with torch.no_grad():
+            table[:-n_concepts - 1], table[-1] = before[:-n_concepts - 1], before[-1]
+    unet.requires_grad_(True)
+    return history
+
+# %% ../nbs/10_concepts.ipynb #c018
 @dataclass(frozen=True)
 class ConceptResult:
     "What adding a concept did."
@@ -158,7 +177,7 @@ def _judged_table(before: Generator, after: Generator, names: Sequence[str], jud
     return pd.DataFrame(rows)
 
 
-def _kept_table(before: Generator, after: Generator, held: CellImages, repeats: int = 8) -> pd.DataFrame:
+def _kept_table(before: Generator, after: Generator, held: CellImages, repeats: int = 4) -> pd.DataFrame:
     "Relative change of the denoising loss of real images of each old class, on the same noise."
     losses = [np.mean([g.loss(held.images, held.labels, seed) for seed in range(repeats)], axis=0) for g in (before, after)]
     rows = []
@@ -169,7 +188,7 @@ def _kept_table(before: Generator, after: Generator, held: CellImages, repeats: 
             rows.append({"class": name, "n": len(old), "loss_before": old.mean(), "change": change, "low": change - 1.96 * error, "high": change + 1.96 * error})
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_concepts.ipynb #c018
+# %% ../nbs/10_concepts.ipynb #c019
 def add_concept(
     generator: Generator, # Not changed
     parent: str, # The class to split, one of `generator.classes`
@@ -179,7 +198,7 @@ def add_concept(
     real: CellImages, # Real training images under the old class list
     *,
     held: CellImages, # Real images that nothing was trained on, same classes: shows what was forgotten
-    judge: Callable[[np.ndarray], np.ndarray], # Images -> index into `names`; must not know `images`
+    judge: Callable[[np.ndarray], np.ndarray], # Images -> index into `names`; must have learned from other images
     settings: ConceptConfig | None = None, # How to finetune; None takes the defaults
     pool_size: int = 128, # Images sampled from the parent, to be weighted like the real ones; 0 takes none
     n_judged: int = 100, # Samples of each new class for the judge
@@ -209,7 +228,7 @@ def add_concept(
     weights = np.concatenate([np.eye(len(names))[labels], classifier.predict_proba(concept_features(generator, guessed, parent))])
     step_loss = _concept_loss(grown, np.concatenate([images, guessed]), weights, replace(real, classes=grown.classes), settings)
     after = Generator(copy.deepcopy(grown.unet), grown.classes, grown.config)
-    after.history = train(after.unet, step_loss, settings, None, f"adding {' and '.join(names)}")
+    after.history = _train_concept(after.unet, len(names), step_loss, settings)
 
     result = ConceptResult(
         {"value": check[0], "low": check[1], "high": check[2], "n": int(aside.sum())},

@@ -382,7 +382,8 @@ def _save(generator: Generator, folder: Path, half: bool) -> None:
     with atomic_folder(folder) as place:
         unet.save_pretrained(place / "unet")
         generator.scheduler().save_pretrained(place / "scheduler")
-        about = {"format": FORMAT_VERSION, "id": generator.id, "classes": generator.classes, "network": generator.config.to_dict()}
+        identity = Generator(unet, generator.classes, generator.config).id # Of the weights as they are kept
+        about = {"format": FORMAT_VERSION, "id": identity, "classes": generator.classes, "network": generator.config.to_dict()}
         write_json(place / "pathloop.json", about)
         generator.history.to_csv(place / "history.csv", index=False)
 

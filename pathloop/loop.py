@@ -447,7 +447,8 @@ def _reward(study: Study) -> None:
 
     results = _step(study.folder, "rewards/round-1", settings, ["feedback/round-1", "real"], make)["results"]
     report = results["report"]
-    study.say(f"  held-out AUROC {report['auroc']:.2f}, ECE {report['ece']:.2f} on {report['n']} images; mean weight {results['mean_weight']:.2f}")
+    value = report["auroc"]
+    study.say(f"  held-out AUROC {value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}] on {report['n']} judged images; mean weight {results['mean_weight']:.2f}")
 
 
 def _finetune(study: Study) -> None:

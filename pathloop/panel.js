@@ -392,6 +392,19 @@ class View {
     this.part("image").style.transformOrigin = `${percent(event.clientX, box.left, box.width)}% ${percent(event.clientY, box.top, box.height)}%`;
   }
 
+  // Room for the longest checklist, so that the buttons below do not move from one type to the next.
+  reserve() {
+    const list = this.part("rows");
+    if (this.reservedFor === list.clientWidth) return;
+    this.reservedFor = list.clientWidth;
+    list.style.minHeight = "";
+    const heights = Object.values(this.session.model.get("rows")).map((rows) => {
+      list.innerHTML = rows;
+      return list.offsetHeight;
+    });
+    list.style.minHeight = `${Math.max(0, ...heights)}px`;
+  }
+
   drawKeys() {
     const live = this.root.contains(document.activeElement);
     this.part("keys").textContent = live ? "Keys are live · h for help" : "Click here to use the keys";
@@ -435,6 +448,7 @@ class View {
     const type = current?.cell_type ?? "";
     if (this.part("cell_type").textContent !== type) {
       this.part("cell_type").textContent = type;
+      this.reserve();
       this.part("rows").innerHTML = session.model.get("rows")[type] ?? "";
       this.part("reference_type").textContent = type;
     }

@@ -9,7 +9,7 @@ __all__ = ['review_targets', 'wrong_labels', 'RewardNet', 'masked_loss', 'fit_pl
 # %% ../nbs/08_reward.ipynb #c003
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,10 +30,7 @@ from pathloop.core import (
     read_json,
     write_json,
 )
-from .data import CellImages
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .data import CellImages, Picture
 
 # %% ../nbs/08_reward.ipynb #c007
 _ANSWERS = {"yes": 1.0, "no": 0.0, "plausible": 1.0, "implausible": 0.0}
@@ -487,11 +484,9 @@ def fit_reward(
 def reliability_figure(
     tables: dict[str, pd.DataFrame], # Name -> `reliability_table`
     title: str = "Reliability: predicted against observed", # What to notice
-) -> "Figure":
+) -> Picture:
     "Observed share of plausible images against the predicted probability, with Wilson intervals."
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.6, 3.4), layout="constrained", dpi=90)
+    figure = Picture(figsize=(3.6, 3.4), layout="constrained", dpi=90)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for name, table in tables.items():

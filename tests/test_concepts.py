@@ -1,5 +1,7 @@
 """Adding subtypes to a tiny untrained generator: shapes, promises, bad input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from pathloop.diffusion import Generator, NetworkConfig, make_unet
 
 SIZE = 16
 NETWORK = NetworkConfig(size=SIZE, channels=(16, 32))
-BRIEF = ConceptConfig(steps=6, batch_size=8, warmup=1, checkpoint_every=1000, precision="fp32")
+BRIEF = ConceptConfig(steps=4, batch_size=8, warmup=1, checkpoint_every=1000, precision="fp32")
+ALL = replace(BRIEF, rows_only=False, learning_rate=1e-3)
 
 
 @pytest.fixture()
@@ -52,13 +55,31 @@ def test_features_do_not_change_when_the_image_is_turned(generator: Generator) -
         concept_features(generator, np.zeros((1, 3, 32, 32), np.float32), "cell")
 
 
+def _changed(before: Generator, after: Generator) -> list[str]:
+    pairs = zip(before.unet.named_parameters(), after.unet.parameters(), strict=True)
+    return [name for (name, a), b in pairs if a.shape != b.shape or not torch.equal(a, b)]
+
+
+def test_all_weights_move_when_asked_and_not_at_the_rate_of_rows(generator: Generator) -> None:
+    labels = np.tile([0, 1], 12)
+    run = dict(held=real(2), judge=bright, settings=ALL, pool_size=0, n_judged=4)
+    after, result = add_concept(generator, "cell", ["dark", "bright"], images_of(labels, 3), labels, real(1), **run)
+    assert len(_changed(generator, after)) > 0.9 * len(list(after.unet.parameters()))
+    assert (result.kept.change != 0).all() and (result.kept.low < result.kept.high).all()
+    assert all(parameter.requires_grad for parameter in after.unet.parameters())
+    with pytest.raises(ValueError, match="at most 0.01"):
+        ConceptConfig(rows_only=False)
+
+
 def test_adds_two_subtypes_and_leaves_the_old_generator_alone(generator: Generator, tmp_path) -> None:
     labels, before = np.tile([0, 1], 12), generator.id
     run = dict(held=real(2), judge=bright, settings=BRIEF, pool_size=4, n_judged=5)
     after, result = add_concept(generator, "cell", ["dark", "bright"], images_of(labels, 3), labels, real(1), **run)
     assert generator.id == before and after.classes == ["cell", "other", "dark", "bright"] and after.id != before
-    changed = [name for (name, a), b in zip(generator.unet.named_parameters(), after.unet.parameters(), strict=True) if a.shape != b.shape or not torch.equal(a, b)]
-    assert len(changed) > 0.9 * len(list(after.unet.parameters()))
+    assert torch.equal(after.unet.class_embedding.weight[:2], generator.unet.class_embedding.weight[:2])
+    assert torch.equal(after.unet.class_embedding.weight[-1], generator.unet.class_embedding.weight[-1])
+    assert not torch.equal(after.unet.class_embedding.weight[2], after.unet.class_embedding.weight[3])
+    assert _changed(generator, after) == ["class_embedding.weight"] and (result.kept.change == 0).all()
     assert list(result.judged["class"]) == ["dark", "bright"] and (result.judged.n == 5).all()
     for when in ("before", "after"):
         assert (result.judged[f"{when}_low"] <= result.judged[when] + 1e-9).all() and (result.judged[when] <= result.judged[f"{when}_high"] + 1e-9).all()

@@ -289,3 +289,20 @@ def test_masks_overlap_those_of_experts(size, nucleus_aim, cell_aim):
         scores.append((dice(nucleus, mask > 192), dice(whole, mask > 64)))
     nucleus_score, cell_score = np.mean(scores, axis=0)
     assert nucleus_score > nucleus_aim and cell_score > cell_aim
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "data" / "pbc64").exists(), reason="no pbc64")
+def test_both_instruments_on_real_cells():
+    from pathloop.data import load_images
+
+    cells = load_images(SHARED / "data" / "pbc64", size=32)
+    use = cells.attributes["use"].to_numpy()
+    test, train, rest = cells.subset(use == "test"), cells.subset(use == "train"), cells.subset(np.isin(use, ["expert", "extra"]))
+    pathologist, judge = fit_pathologist(train, generic_checklist(cells.classes)), fit_judge(rest)
+    wrong = (test.labels + np.random.default_rng(3).integers(1, 11, len(test))) % 11
+    for labels, lowest, highest in ((test.labels, 0.90, 0.98), (wrong, 0.0, 0.17)):
+        by_pathologist = (pathologist.review(test.images, labels)["verdict"] == "plausible").mean()
+        by_judge = judge.plausible(test.images, labels).mean()
+        print(f"n {len(test)}: plausible to the pathologist {by_pathologist:.3f}, to the judge {by_judge:.3f}")
+        assert lowest <= by_pathologist <= highest and lowest <= by_judge <= highest

@@ -57,7 +57,7 @@ readme: $(VENV)/.dev ## README.md from index.ipynb
 docs: $(VENV)/.dev ## The site, in _docs (needs Quarto)
 	@command -v quarto >/dev/null || { echo "the site is made by Quarto, which is not installed: see https://quarto.org/docs/get-started/"; exit 1; }
 	@touch README.md # newer than index.ipynb: nbdev leaves it to 'make readme'
-	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs --skip_folder_re '^([_.]|pathloop$$|tests$$|tools$$|build$$|dist$$|studies$$)'
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs --skip_folder_re '^([_.]|pathloop$$|tests$$|tools$$|build$$|dist$$|studies$$|pathloop-demo$$)'
 
 check: check-lint check-export check-notebooks check-readme check-types test-fast ## All quick checks, before each commit
 

@@ -147,11 +147,11 @@ def _network(width: int, outputs: int, strides: tuple[int, ...]) -> nn.Sequentia
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    "One thread for torch and OpenMP."
+    "One thread for torch, BLAS and OpenMP."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1, user_api="openmp"):
+        with threadpool_limits(1):
             yield
     finally:
         torch.set_num_threads(threads)
@@ -672,8 +672,10 @@ class Metric:
         if np.isnan(value):
             return "–"
         sign = "+" if signed else ""
-        digits = 0 if abs(value) >= 100 else 3 if abs(value) < 0.1 or self.key == "realism_auc" else 2
+        digits = 3 if self.key == "realism_auc" else 0 if abs(value) >= 100 else 2 if abs(value) >= 0.1 else 3 if abs(value) >= 0.01 else 4
         text = f"{100 * value:{sign}.1f}" if self.percent else f"{value:{sign}.{digits}f}"
+        if not text.strip("+-0."):
+            return "0"
         return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -840,11 +842,12 @@ def evaluate(
                 bench.add(name, {judge: wilson_interval(int(verdicts.sum()), len(verdicts))})
     if test_accepted is not None:
         bench.add(FLOOR, {"accepted": wilson_interval(int(test_accepted.sum()), len(test))})
-    for name, index in chosen.items():
-        source = train if name == FLOOR else arms[name]
-        for step in bench.measure(name, source.images[index], source.labels[index], index):
-            bar.set_description(step)
-            bar.update()
+    with _one_thread():
+        for name, index in chosen.items():
+            source = train if name == FLOOR else arms[name]
+            for step in bench.measure(name, source.images[index], source.labels[index], index):
+                bar.set_description(step)
+                bar.update()
     bar.close()
     details = {
         "baseline": baseline, "controls": [name for name, arm in arms.items() if arm.control],
@@ -1072,9 +1075,9 @@ def _floor_sentences(report: Report) -> list[str]:
     if not np.isnan(useful[FLOOR].value):
         best = max(report.arms, key=lambda name: useful[name].value)
         lines.append(f"A classifier trained on {n} generated images alone names {_share(report, best, 'downstream_accuracy')} of real cells correctly at best (“{best}”); trained on {n} real ones, {_share(report, FLOOR, 'downstream_accuracy')}.")
-    near = {name: [e for e in (report.get(name, "near_training_pixels"), report.get(name, "near_training_features")) if not np.isnan(e.value)] for name in report.arms}
-    if any(near.values()):
-        flagged = [name for name, found in near.items() if any(e.low > 0.01 for e in found)]
+    keys = [key for key in ("near_training_pixels", "near_training_features") if not np.isnan(report.get(FLOOR, key).value)]
+    if keys:
+        flagged = [name for name in report.arms if any(report.get(name, key).low > report.get(FLOOR, key).high for key in keys)]
         if flagged:
             lines.append(f"More images than expected lie too near a training image in {', '.join(f'“{f}”' for f in flagged)}: look at the closest pairs.")
         else:

@@ -328,6 +328,7 @@ def _jackknife(
     return statistic(np.arange(real), np.arange(synthetic)), error
 
 
+@_one_thread()
 def frechet_distance(
     real: np.ndarray, # Features (n, d) of real images; or the images, together with `features`
     synthetic: np.ndarray, # The same of synthetic images, (m, d)
@@ -373,6 +374,7 @@ def _pair_weights(labels: np.ndarray | None, n: int) -> np.ndarray:
     return weights
 
 
+@_one_thread()
 def kernel_distance(
     real: np.ndarray, # Features (n, d) of real images; or the images, together with `features`
     synthetic: np.ndarray, # The same of synthetic images, (m, d)
@@ -415,6 +417,7 @@ def _radii(within: np.ndarray, k: int) -> np.ndarray:
     return np.partition(within, k, axis=1)[:, k]
 
 
+@_one_thread()
 def precision_recall_density_coverage(
     real: np.ndarray, # Features (n, d) of real images; or the images, together with `features`
     synthetic: np.ndarray, # The same of synthetic images, (m, d)
@@ -448,6 +451,7 @@ def _auc(score: np.ndarray, truth: np.ndarray) -> float:
     return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * (len(truth) - positives)))
 
 
+@_one_thread()
 def realism_test(
     real: np.ndarray, # Real images, float (n, 3, h, w); or their description (n, d)
     synthetic: np.ndarray, # Synthetic images, float (m, 3, h, w); or their description (m, d)
@@ -464,8 +468,7 @@ def realism_test(
     score = np.empty(len(x))
     for fit, held in StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, truth):
         straight = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(x[fit], truth[fit])
-        with _one_thread():
-            trees = HistGradientBoostingClassifier(max_iter=60, random_state=seed).fit(x[fit], truth[fit])
+        trees = HistGradientBoostingClassifier(max_iter=60, random_state=seed).fit(x[fit], truth[fit])
         both = rankdata(straight.decision_function(x[held])) + rankdata(trees.decision_function(x[held]))
         score[held] = rankdata(both) / len(held)
     random = np.random.default_rng(seed)
@@ -570,6 +573,7 @@ def _enough_for_copies(train: np.ndarray, held_out: np.ndarray, synthetic: np.nd
             raise TooFewImages(f"{name} must hold at least {least} images to look for copies; got {len(images)}")
 
 
+@_one_thread()
 def nearest_training_check(
     train: np.ndarray, # The images the generator learnt from, float (n, 3, h, w) in [-1, 1]; at least 20
     held_out: np.ndarray, # Real images it never saw, float (m, 3, h, w); at least 100
@@ -1146,8 +1150,10 @@ def _panel(title: str, meaning: str, metric: Metric, rows: list[tuple[str, Estim
     known = [e for _, e, _ in rows if not np.isnan(e.value)]
     bounded = metric.percent and not zero and metric.key not in ("near_training_pixels", "near_training_features")
     low, high = min(e.low for e in known), max(e.high for e in known)
-    low, high = (min(low, 0.0), max(high, 0.0)) if zero or not bounded else (low, high)
-    low, high = (min(low, 0.5), 1.0) if metric.key == "realism_auc" else (low, high)
+    if metric.key == "realism_auc":
+        low, high = min(low, 0.5), 1.0
+    elif zero or not bounded:
+        low, high = min(low, 0.0), max(high, 0.0)
     if high - low < 1e-6: # All arms alike: give the track some width
         low, high = low - 0.05, high + 0.05
     first, last, ticks = _axis(low, high)
@@ -1156,7 +1162,7 @@ def _panel(title: str, meaning: str, metric: Metric, rows: list[tuple[str, Estim
     drawn = []
     for name, e, kind in rows:
         missing = bool(np.isnan(e.value))
-        numbers = "not computed" if missing else f"{metric.format(e.value, zero)} [{metric.format(e.low, zero)}, {metric.format(e.high, zero)}]"
+        numbers = "–" if missing else f"{metric.format(e.value, zero)} [{metric.format(e.low, zero)}, {metric.format(e.high, zero)}]"
         drawn.append({"name": name, "kind": kind, "missing": missing, "numbers": numbers, "n": int(e.n)}
                      | ({} if missing else {"at": place(e.value), "low": place(e.low), "high": place(e.high)}))
     floor = next((row for row in drawn if row["kind"] == "floor" and not row["missing"]), None)

@@ -547,7 +547,7 @@ def _report(study: Study) -> Path:
     path = study.folder / "reports" / "report.html"
     report.save_html(path, title=f"pathloop study: {study.folder.resolve().name}", story=story, train=study.real("train"), test=study.real("test"),
                      arms=_judged_arms(study), before="untouched", after="reward-weighted", curves=_curves(study), cards=[study.card(name) for name in names], notes=notes)
-    study.say(f"  {path.resolve()}")
+    study.say(f"  {path}")
     return path
 
 # %% ../nbs/12_loop.ipynb #c024

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Small networks gain nothing from more threads, and lose much on a busy machine. Inherited by every process under test.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

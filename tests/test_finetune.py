@@ -26,7 +26,7 @@ def run(start: tuple[Generator, Pool], weights: np.ndarray, method: str = "rewar
 
 
 def largest_gap(a: Generator, b: Generator) -> float:
-    return max(float((p - q).abs().max()) for p, q in zip(a.unet.parameters(), b.unet.parameters(), strict=True))
+    return max(float((p - q).detach().abs().max()) for p, q in zip(a.unet.parameters(), b.unet.parameters(), strict=True))
 
 
 def test_vanishing_weights_are_the_control(start: tuple[Generator, Pool]) -> None:

@@ -41,9 +41,9 @@ def to_uint8(
 class Picture(Figure):
     "A matplotlib figure that shows itself in every notebook, whether or not pyplot was ever imported."
 
-    def _repr_png_(self) -> bytes:
+    def _repr_jpeg_(self) -> bytes:
         buffer = BytesIO()
-        self.savefig(buffer, format="png")
+        self.savefig(buffer, format="jpeg", pil_kwargs={"quality": 88}) # Photographs compress badly as PNG
         return buffer.getvalue()
 
 

@@ -43,7 +43,7 @@ class Picture(Figure):
 
     def _repr_jpeg_(self) -> bytes:
         buffer = BytesIO()
-        self.savefig(buffer, format="jpeg", pil_kwargs={"quality": 88}) # Photographs compress badly as PNG
+        self.savefig(buffer, format="jpeg", pil_kwargs={"quality": 80}) # Photographs compress badly as PNG
         return buffer.getvalue()
 
 

@@ -7,6 +7,7 @@ __all__ = ['STEPS', 'ARMS', 'TINY', 'StudyConfig', 'write_config', 'read_config'
            'look', 'NeedsFeedback', 'Study']
 
 # %% ../nbs/12_loop.ipynb #c003
+import json
 import platform
 import time
 import tomllib
@@ -70,7 +71,7 @@ class StudyConfig(Config):
 def _toml(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return f'"{value}"'.replace("\\", "\\\\") if isinstance(value, str) else repr(value)
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def write_config(

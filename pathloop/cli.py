@@ -170,10 +170,9 @@ def main() -> None:
     import os
 
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # Typer returns 130 when Ctrl-C was pressed, and 0 or None when a command ended
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("\nStopped. Nothing is lost: run the same command again and it goes on.", err=True)
-        sys.exit(130)
+        code = 130
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
         if os.environ.get("PATHLOOP_DEBUG"):
             raise
@@ -184,3 +183,7 @@ def main() -> None:
             error.show()
             sys.exit(getattr(error, "exit_code", 2))
         raise
+    if code == 130:
+        typer.echo("\nStopped. Nothing is lost: run the same command again and it goes on.", err=True)
+    if code:
+        sys.exit(code)

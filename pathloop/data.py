@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,12 @@ def to_uint8(
 # %% ../nbs/01_data.ipynb #c009
 class Picture(Figure):
     "A matplotlib figure that shows itself in every notebook, whether or not pyplot was ever imported."
+
+    def __init__(
+        self,
+        **kwargs: Any, # As `matplotlib.figure.Figure` takes them
+    ):
+        super().__init__(**kwargs)
 
     def _repr_jpeg_(self) -> bytes:
         buffer = BytesIO()

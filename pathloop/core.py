@@ -18,12 +18,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 # %% ../nbs/00_core.ipynb #c006
 def seed_everything(
@@ -41,7 +38,7 @@ def seed_everything(
 # %% ../nbs/00_core.ipynb #c007
 def pick_device(
     name: str = "auto", # "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1" or "mps"
-) -> "torch.device":
+) -> Any: # A `torch.device`
     "The torch device of that name. Raises `ValueError` when this machine lacks it."
     import torch
 

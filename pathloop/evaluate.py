@@ -6,7 +6,7 @@
 __all__ = ['FLOOR', 'METRICS', 'Estimate', 'TooFewImages', 'wilson_interval', 'McNemar', 'mcnemar', 'paired_gain', 'Features',
            'fit_features', 'texture_features', 'frechet_distance', 'kernel_distance',
            'precision_recall_density_coverage', 'realism_test', 'Downstream', 'downstream_accuracy', 'NearestTraining',
-           'nearest_training_check', 'Arm', 'Metric', 'evaluate', 'Report']
+           'nearest_training_check', 'Arm', 'Metric', 'Report', 'evaluate']
 
 # %% ../nbs/11_evaluate.ipynb #c003
 import json
@@ -822,68 +822,6 @@ class _Bench:
         return {"near_training_pixels": check.pixels} | ({"near_training_features": check.features} if check.features else {})
 
 # %% ../nbs/11_evaluate.ipynb #c050
-def evaluate(
-    train: CellImages, # The reals that generators learnt from
-    test: CellImages, # Reals that nothing was trained on: the reference
-    arms: Mapping[str, Arm], # Name -> what it made; labels index into `test.classes`
-    features: Callable[[np.ndarray], np.ndarray] | None = None, # Any function from images to features; None trains them on `train`
-    baseline: str | None = None, # The arm that gains are measured from; None takes the first
-    test_accepted: np.ndarray | None = None, # The independent judge's verdict on the test images, bool (n,)
-    seeds: Sequence[int] = (0, 1), # Of the classifiers trained on each arm
-    k: int = 5, # Neighbour that sets the radius in precision, recall, density and coverage
-) -> "Report":
-    "All metrics of all arms beside real against real. Raises `ValueError` on wrong parts; skips what has too few images, saying so."
-    start = time.monotonic()
-    baseline = baseline or next(iter(arms), "")
-    _check_evaluation(train, test, arms, baseline, test_accepted)
-    chosen, counts = _matched(arms, train, test)
-    bar = progress(range(6 * len(chosen)), "learning features", unit="metric")
-    bench = _Bench(train, test, features or fit_features(train.images, train.labels, len(train.classes)), k, seeds)
-    for name, arm in arms.items():
-        for judge in ("accepted", "accepted_by_reviewer"):
-            verdicts = getattr(arm, judge)
-            if verdicts is not None:
-                bench.add(name, {judge: wilson_interval(int(verdicts.sum()), len(verdicts))})
-    if test_accepted is not None:
-        bench.add(FLOOR, {"accepted": wilson_interval(int(test_accepted.sum()), len(test))})
-    with _one_thread():
-        for name, index in chosen.items():
-            source = train if name == FLOOR else arms[name]
-            for step in bench.measure(name, source.images[index], source.labels[index], index):
-                bar.set_description(step)
-                bar.update()
-    bar.close()
-    details = {
-        "baseline": baseline, "controls": [name for name, arm in arms.items() if arm.control],
-        "arms": {name: {"note": arm.note, "n": len(arm.images)} for name, arm in arms.items()},
-        "classes": list(test.classes), "n": int(counts.sum()), "n_test": len(test), "n_train": len(train), "size": test.size,
-        "per_class": {test.classes[t]: int(c) for t, c in zip(np.unique(test.labels), counts, strict=True)},
-        "floor": f"{counts.sum()} real training images in the place of a generated set, with the same mix of types, against the test images",
-        "features": getattr(bench.features, "note", "given by the caller"), "seeds": list(seeds), "k": k,
-        "seconds": round(time.monotonic() - start, 1), "versions": _versions(), "notes": bench.notes}
-    order = {key: i for i, key in enumerate(_METRIC)}
-    table = pd.DataFrame(bench.rows).sort_values("metric", key=lambda column: column.map(order), kind="stable").reset_index(drop=True)
-    pairs = pd.concat(bench.closest, ignore_index=True) if bench.closest else pd.DataFrame(columns=["synthetic", "train", "distance", "ratio", "arm"])
-    by_type = pd.DataFrame(_accepted_by_type(arms, test, test_accepted) + bench.by_type)
-    return Report(table, _compare(arms, baseline), by_type, pairs, details)
-
-
-def _check_evaluation(train: CellImages, test: CellImages, arms: Mapping[str, Arm], baseline: str, test_accepted: np.ndarray | None) -> None:
-    if not arms or baseline not in arms:
-        raise ValueError(f"baseline must be one of the arms {list(arms)}; got {baseline!r}")
-    if FLOOR in arms:
-        raise ValueError(f"arms must not be named {FLOOR!r}: the floor has that name")
-    if train.classes != test.classes:
-        raise ValueError(f"train and test must have the same classes; got {train.classes} and {test.classes}")
-    for name, images in {"train": train.images, **{f"arms[{n!r}]": a.images for n, a in arms.items()}}.items():
-        if images.shape[1:] != test.images.shape[1:]:
-            raise ValueError(f"{name} must hold images of {test.images.shape[2:]} pixels, as test does; got {images.shape[2:]}")
-    for name, arm in arms.items():
-        check_labels(arm.labels, len(test.classes), name=f"arms[{name!r}].labels")
-    if test_accepted is not None and (np.asarray(test_accepted).dtype != bool or np.shape(test_accepted) != (len(test),)):
-        raise ValueError(f"test_accepted must be booleans of shape ({len(test)},); got {np.asarray(test_accepted).dtype} {np.shape(test_accepted)}")
-
-# %% ../nbs/11_evaluate.ipynb #c052
 @dataclass(frozen=True)
 class Report:
     "What `evaluate` found: tables, words and a page."
@@ -982,6 +920,68 @@ def _text(metric: Metric, estimate: Estimate) -> str:
     if np.isnan(estimate.value):
         return "–"
     return f"{metric.format(estimate.value)} [{metric.format(estimate.low)}, {metric.format(estimate.high)}]"
+
+# %% ../nbs/11_evaluate.ipynb #c051
+def evaluate(
+    train: CellImages, # The reals that generators learnt from
+    test: CellImages, # Reals that nothing was trained on: the reference
+    arms: Mapping[str, Arm], # Name -> what it made; labels index into `test.classes`
+    features: Callable[[np.ndarray], np.ndarray] | None = None, # Any function from images to features; None trains them on `train`
+    baseline: str | None = None, # The arm that gains are measured from; None takes the first
+    test_accepted: np.ndarray | None = None, # The independent judge's verdict on the test images, bool (n,)
+    seeds: Sequence[int] = (0, 1), # Of the classifiers trained on each arm
+    k: int = 5, # Neighbour that sets the radius in precision, recall, density and coverage
+) -> Report:
+    "All metrics of all arms beside real against real. Raises `ValueError` on wrong parts; skips what has too few images, saying so."
+    start = time.monotonic()
+    baseline = baseline or next(iter(arms), "")
+    _check_evaluation(train, test, arms, baseline, test_accepted)
+    chosen, counts = _matched(arms, train, test)
+    bar = progress(range(6 * len(chosen)), "learning features", unit="metric")
+    bench = _Bench(train, test, features or fit_features(train.images, train.labels, len(train.classes)), k, seeds)
+    for name, arm in arms.items():
+        for judge in ("accepted", "accepted_by_reviewer"):
+            verdicts = getattr(arm, judge)
+            if verdicts is not None:
+                bench.add(name, {judge: wilson_interval(int(verdicts.sum()), len(verdicts))})
+    if test_accepted is not None:
+        bench.add(FLOOR, {"accepted": wilson_interval(int(test_accepted.sum()), len(test))})
+    with _one_thread():
+        for name, index in chosen.items():
+            source = train if name == FLOOR else arms[name]
+            for step in bench.measure(name, source.images[index], source.labels[index], index):
+                bar.set_description(step)
+                bar.update()
+    bar.close()
+    details = {
+        "baseline": baseline, "controls": [name for name, arm in arms.items() if arm.control],
+        "arms": {name: {"note": arm.note, "n": len(arm.images)} for name, arm in arms.items()},
+        "classes": list(test.classes), "n": int(counts.sum()), "n_test": len(test), "n_train": len(train), "size": test.size,
+        "per_class": {test.classes[t]: int(c) for t, c in zip(np.unique(test.labels), counts, strict=True)},
+        "floor": f"{counts.sum()} real training images in the place of a generated set, with the same mix of types, against the test images",
+        "features": getattr(bench.features, "note", "given by the caller"), "seeds": list(seeds), "k": k,
+        "seconds": round(time.monotonic() - start, 1), "versions": _versions(), "notes": bench.notes}
+    order = {key: i for i, key in enumerate(_METRIC)}
+    table = pd.DataFrame(bench.rows).sort_values("metric", key=lambda column: column.map(order), kind="stable").reset_index(drop=True)
+    pairs = pd.concat(bench.closest, ignore_index=True) if bench.closest else pd.DataFrame(columns=["synthetic", "train", "distance", "ratio", "arm"])
+    by_type = pd.DataFrame(_accepted_by_type(arms, test, test_accepted) + bench.by_type)
+    return Report(table, _compare(arms, baseline), by_type, pairs, details)
+
+
+def _check_evaluation(train: CellImages, test: CellImages, arms: Mapping[str, Arm], baseline: str, test_accepted: np.ndarray | None) -> None:
+    if not arms or baseline not in arms:
+        raise ValueError(f"baseline must be one of the arms {list(arms)}; got {baseline!r}")
+    if FLOOR in arms:
+        raise ValueError(f"arms must not be named {FLOOR!r}: the floor has that name")
+    if train.classes != test.classes:
+        raise ValueError(f"train and test must have the same classes; got {train.classes} and {test.classes}")
+    for name, images in {"train": train.images, **{f"arms[{n!r}]": a.images for n, a in arms.items()}}.items():
+        if images.shape[1:] != test.images.shape[1:]:
+            raise ValueError(f"{name} must hold images of {test.images.shape[2:]} pixels, as test does; got {images.shape[2:]}")
+    for name, arm in arms.items():
+        check_labels(arm.labels, len(test.classes), name=f"arms[{name!r}].labels")
+    if test_accepted is not None and (np.asarray(test_accepted).dtype != bool or np.shape(test_accepted) != (len(test),)):
+        raise ValueError(f"test_accepted must be booleans of shape ({len(test)},); got {np.asarray(test_accepted).dtype} {np.shape(test_accepted)}")
 
 # %% ../nbs/11_evaluate.ipynb #c053
 def _sentences(report: Report) -> list[str]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,11 +23,9 @@ from skimage.color import rgb2lab
 from skimage.segmentation import watershed
 from torch import nn
 
+from .checklist import Checklist
 from .core import atomic_folder, check_images, check_labels, progress, read_json, write_json
 from .data import CellImages
-
-if TYPE_CHECKING:
-    from pathloop.checklist import Checklist
 
 # %% ../nbs/07_pathologist.ipynb #c007
 _WORK = 64 # Pixels a side on which all masks and measurements are made
@@ -546,7 +544,7 @@ class SimulatedPathologist:
         )
 
 # %% ../nbs/07_pathologist.ipynb #c031
-def _asked_criteria(classes: Sequence[str], checklist: "Checklist") -> list[str]:
+def _asked_criteria(classes: Sequence[str], checklist: Checklist) -> list[str]:
     "The criteria that the checklist asks, which must be the same for all types and measurable."
     missing = [name for name in classes if name not in checklist.classes]
     if missing:
@@ -578,7 +576,7 @@ def _out_of_fold(features: np.ndarray, labels: np.ndarray, n_classes: int, seed:
 # %% ../nbs/07_pathologist.ipynb #c032
 def fit_pathologist(
     real: CellImages, # Real images, at least 8 of each type
-    checklist: "Checklist", # Must cover every class of `real`
+    checklist: Checklist, # Must cover every class of `real`
     tolerance: float = 0.07, # Share of real images of the right type that may fail to be called plausible, above 0 and below 0.5
     seed: int = 0, # Deals the images to the five folds
 ) -> SimulatedPathologist:

@@ -47,6 +47,8 @@ ERROR = new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])
     ([executed("1", 1, said("<Axes at 0x7f3a>"))], "memory addresses"),
     ([executed("1", 1, BIG_IMAGE)], "image of 120 KB"),
     ([executed("1", 1, said("x" * 600_000))], "is 600 KB"),
+    ([executed("#| default_exp one", 1), executed("import os\n\nos.sep", 2)], "cell 1 imports and does more"),
+    ([executed("import os\n\nos.sep", 1)], None),
 ])
 def test_problems(save, cells: list, problem: str | None) -> None:
     found = notebooks.problems(save(*cells))

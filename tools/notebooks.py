@@ -5,6 +5,7 @@ cleaning here is nbdev's own, with the counts put back.
 """
 
 import argparse
+import ast
 import base64
 import copy
 import os
@@ -59,6 +60,20 @@ def image_bytes(output: nbformat.NotebookNode) -> int:
     return max(sizes)
 
 
+def mixed_imports(notebook: nbformat.NotebookNode) -> list[int]:
+    "Cells of a module's page that import and do something else: nbdev runs whatever imports when it makes the site."
+    if not any("#| default_exp" in cell.source for cell in notebook.cells):
+        return []
+    mixed = []
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code" or re.search(r"^#\|\s*export|^%", cell.source, re.MULTILINE):
+            continue
+        imports = [isinstance(part, ast.Import | ast.ImportFrom) for part in ast.parse(cell.source).body]
+        if any(imports) and not all(imports):
+            mixed.append(number)
+    return mixed
+
+
 def problems(path: Path) -> list[str]:
     "What is wrong with one notebook, as sentences."
     notebook = nbformat.read(path, as_version=4)
@@ -68,6 +83,7 @@ def problems(path: Path) -> list[str]:
     size = path.stat().st_size
     if size > PAGE_LIMIT:
         found.append(f"is {size // 1000} KB; a page has at most {PAGE_LIMIT // 1000} KB: make its figures smaller")
+    found += [f"cell {n} imports and does more: imports stand in cells of their own" for n in mixed_imports(notebook)]
     skipped: list[str] = []
     last_count = 0
     for number, cell in enumerate(notebook.cells):

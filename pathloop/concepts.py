@@ -24,14 +24,13 @@ from .data import CellImages
 from pathloop.diffusion import (
     Batches,
     Generator,
-    TrainConfig,
     denoise,
     drop_classes,
     make_unet,
     random_loss,
-    train,
     turn_at_random,
 )
+from .training import TrainConfig, share, train
 
 # %% ../nbs/10_concepts.ipynb #c009
 def grow_classes(
@@ -124,7 +123,7 @@ def _concept_loss(
         concept = torch.arange(settings.batch_size, device=pixels.device) % table.shape[1]
         folded = F.pixel_unshuffle(turn_at_random(pixels[index], random), grown.config.fold)
         told = drop_classes(first + concept, settings.no_class, len(grown.classes), random)
-        fits = (table[index, concept] * random_loss(unet, folded, told, random, grown.config.sigma_data)).mean()
+        fits = (share(table[index, concept]) * random_loss(unet, folded, told, random, grown.config.sigma_data)).mean()
         if settings.rows_only:
             return fits
         folded, labels = anchor.draw(random)

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from .core import check_labels
 from .data import CellImages
-from .diffusion import Batches, Generator, Pool, TrainConfig, drop_classes, random_loss, train, turn_at_random
+from .diffusion import Batches, Generator, Pool, drop_classes, random_loss, turn_at_random
+from .training import TrainConfig, share, train
 
 # %% ../nbs/09_finetune.ipynb #c006
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def finetune(
         if pool_batches is None:
             return real_loss
         folded, labels, weight = pool_batches.draw(random)
-        return (weight * random_loss(unet, folded, labels, random, sigma_data)).mean() + settings.beta * real_loss
+        return (share(weight) * random_loss(unet, folded, labels, random, sigma_data)).mean() + settings.beta * real_loss
 
     unet = copy.deepcopy(generator.unet)
     history = train(unet, step_loss, settings, checkpoint, f"finetuning ({method})")

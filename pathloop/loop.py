@@ -25,7 +25,7 @@ import pandas as pd
 from .checklist import Checklist, generic_checklist, load_checklist
 from .core import Config, atomic_folder, file_hash, image_hashes, read_json, write_json
 from .data import CellImages, drop_small_classes, from_uint8, load_images, split_by_use, to_uint8
-from .diffusion import Generator, NetworkConfig, Pool, TrainConfig, pretrain, sample_pool
+from .diffusion import Generator, NetworkConfig, Pool, pretrain, sample_pool
 from .evaluate import Arm, Report, evaluate, fit_features
 from .feedback import FeedbackStore, consensus
 from .finetune import FinetuneConfig, finetune
@@ -33,6 +33,7 @@ from .panel import LabelPanel
 from .pathologist import Judge, SimulatedPathologist, fit_judge, fit_pathologist
 from .reward import RewardModel, fit_reward
 from .smear import make_smear
+from .training import TrainConfig
 
 # %% ../nbs/12_loop.ipynb #c006
 @dataclass(frozen=True)

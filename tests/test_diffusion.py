@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,6 @@ from pathloop.diffusion import (
     Generator,
     NetworkConfig,
     Pool,
-    TrainConfig,
     denoise,
     denoising_loss,
     drop_classes,
@@ -26,6 +27,8 @@ from pathloop.diffusion import (
     pretrain,
     sample_pool,
 )
+from pathloop.sampling import SAMPLERS
+from pathloop.training import TrainConfig
 
 NETWORK = NetworkConfig(size=16, channels=(16, 32))
 SHORT = TrainConfig(steps=12, batch_size=8, checkpoint_every=4, precision="fp32", warmup=2)
@@ -105,6 +108,40 @@ def test_guidance_of_one_is_no_guidance_and_more_changes_images(generator: Gener
     assert np.abs(plain - generator.sample(labels, seeds, guidance=3.0, steps=4)).max() > 1e-4
 
 
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_every_sampler_paints_and_no_image_depends_on_its_batch(generator: Generator, sampler: str) -> None:
+    labels, seeds = np.array([0, 1, 2, 0]), np.array([7, 8, 9, 10])
+    whole = generator.sample(labels, seeds, steps=8, sampler=sampler)
+    parts = generator.sample(labels[::-1].copy(), seeds[::-1], steps=8, sampler=sampler, batch_size=3)[::-1]
+    np.testing.assert_allclose(whole, parts, atol=1e-3)
+    assert np.isfinite(whole).all() and whole.std() > 0.05
+
+
+def test_guide_and_interval(generator: Generator) -> None:
+    labels, seeds = np.array([0, 1]), [1, 2]
+    plain = generator.sample(labels, seeds, steps=6)
+    np.testing.assert_allclose(plain, generator.sample(labels, seeds, steps=6, guide=generator, guide_scale=2.0), atol=1e-4)  # away from itself: nowhere
+    worse = Generator(make_unet(NETWORK, 3), ["a", "b", "c"], NETWORK)
+    assert np.abs(plain - generator.sample(labels, seeds, steps=6, guide=worse, guide_scale=2.0)).max() > 1e-3
+    np.testing.assert_array_equal(plain, generator.sample(labels, seeds, steps=6, guidance=3.0, interval=(90.0, 100.0)))  # never acts
+    with pytest.raises(ValueError, match="guide must have this generator's size"):
+        generator.sample(labels, seeds, guide=Generator(make_unet(NETWORK, 3), ["a", "b", "d"], NETWORK), guide_scale=2.0)
+    with pytest.raises(ValueError, match="guide must be given"):
+        generator.sample(labels, seeds, guide_scale=2.0)
+    with pytest.raises(ValueError, match="'sampels'"):
+        generator.sample(labels, seeds, sampels="heun")
+
+
+def test_pool_keeps_how_it_was_sampled(generator: Generator, tmp_path: Path) -> None:
+    pool = sample_pool(generator, 1, guidance=1.5, steps=6, sampler="unipc", interval=(0.1, 5.0), guide=generator, guide_scale=1.2)
+    pool.save(tmp_path)
+    kept = Pool.load(tmp_path)
+    assert kept.sampling == pool.sampling and kept.sampling.sampler == "unipc" and kept.guide_id == generator.id
+    (tmp_path / "pool.json").write_text(json.dumps({"classes": pool.classes, "generator_id": "x", "guidance": 2.0, "steps": 9}))
+    old = Pool.load(tmp_path)
+    assert (old.sampling.guidance, old.sampling.steps, old.sampling.sampler) == (2.0, 9, "dpm++")
+
+
 def test_training_is_deterministic_and_moves_every_parameter() -> None:
     first, second = (pretrain(make_cells(), NETWORK, SHORT, device="cpu") for _ in range(2))
     assert first.id == second.id
@@ -120,34 +157,40 @@ def test_classes_are_dropped_at_the_stated_rate() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_after", [1, 5, 9])
-def test_killed_and_resumed_ends_bit_for_bit_the_same(tmp_path: Path, kill_after: int) -> None:
-    "SIGKILL in the middle of training; run again from the checkpoint."
+def test_killed_at_ten_moments_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
+    "SIGKILL at ten random moments of one training, run again each time from its checkpoint."
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from dataclasses import replace
 import pathloop.diffusion as d
 from test_diffusion import NETWORK, SHORT, make_cells
-original, count = d.random_loss, [0]
-def counted(*args):
-    count[0] += 1
-    print(count[0], flush=True)
+original = d.random_loss
+def said(*args):
+    print("step", flush=True)
     return original(*args)
-d.random_loss = counted
-print("id", d.pretrain(make_cells(), NETWORK, SHORT, {str(tmp_path / 'c.safetensors')!r}, device="cpu").id, flush=True)
+d.random_loss = said
+settings = replace(SHORT, steps=60, average_snapshots=6)
+print("id", d.pretrain(make_cells(), NETWORK, settings, {str(tmp_path / 'c.safetensors')!r}, device="cpu").id, flush=True)
 """
     environment = {**os.environ, "PATHLOOP_QUIET": "1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip() == str(kill_after + 1):
-                os.kill(process.pid, signal.SIGKILL)
-                break
+    random, done = np.random.default_rng(5), 0
+    for _ in range(10):
+        steps, delay = int(random.integers(1, 8)), float(random.uniform(0, 0.05))
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                done += 1
+                steps -= line.strip() == "step"
+                if steps == 0:
+                    time.sleep(delay)
+                    os.kill(process.pid, signal.SIGKILL)
+                    break
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     torch.set_num_threads(1)
-    straight = pretrain(make_cells(), NETWORK, SHORT, device="cpu")
-    lines = again.stdout.split("\n")
-    assert f"id {straight.id}" in lines
-    assert len(lines) - 2 == SHORT.steps - kill_after // SHORT.checkpoint_every * SHORT.checkpoint_every, "it did not resume"
+    straight = pretrain(make_cells(), NETWORK, replace(SHORT, steps=60, average_snapshots=6), device="cpu")
+    assert f"id {straight.id}" in again.stdout.split("\n")
+    assert again.stdout.count("step") < 60, "it did not resume"
+    assert done >= 10
 
 
 def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -156,11 +199,12 @@ def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     other = CellImages(make_cells().images, np.arange(12) % 2, ["a", "b"])
     with pytest.raises(ValueError, match="same network and class list"):
         pretrain(other, NETWORK, SHORT, path, device="cpu")
+    renamed = CellImages(make_cells().images, make_cells().labels, ["a", "b", "d"])
+    with pytest.raises(ValueError, match='"d"'):
+        pretrain(renamed, NETWORK, SHORT, path, device="cpu")
 
 
 def test_divergence_stops_and_says_what_to_do() -> None:
-    from dataclasses import replace
-
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         pretrain(make_cells(), NETWORK, replace(SHORT, steps=200, learning_rate=1e12), device="cpu")
 
@@ -208,5 +252,5 @@ def test_pool_can_be_made_again_from_its_seeds(generator: Generator, tmp_path: P
     pool.save(tmp_path)
     kept = Pool.load(tmp_path)
     assert kept.generator_id == generator.id
-    again = generator.sample(kept.labels, kept.seeds, kept.guidance, kept.steps)
+    again = generator.sample(kept.labels, kept.seeds, **kept.sampling.to_dict())
     assert np.abs(again - kept.images).max() <= 1.01 / 127.5

@@ -1,0 +1,136 @@
+"""The training loop: several processes train as one, a full disk loses nothing, memory, averages, trackers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pathloop.diffusion import Generator, NetworkConfig, make_unet
+from pathloop.training import TrainConfig, averaged_weights, share, train
+
+NETWORK = NetworkConfig(size=16, channels=(16, 32))
+SHORT = TrainConfig(steps=6, batch_size=8, learning_rate=0.01, warmup=1, precision="fp32", checkpoint_every=2)
+
+
+def new_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+
+
+def loss(network: nn.Module, random: torch.Generator) -> torch.Tensor:
+    x = torch.randn(8, 3, generator=random)
+    noise = torch.randn(8, 1, generator=random)
+    return (network(share(x)) - share(x.sum(1, keepdim=True) + noise)).square().mean()
+
+
+def weights(network: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+TWO = f"""
+import sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from accelerate import PartialState
+state = PartialState(cpu=True)
+import test_training as t
+from pathloop.training import train
+network = t.new_network()
+history = train(network, t.loss, t.SHORT, sys.argv[1] + "/c.safetensors")
+from pathloop.diffusion import Generator, make_unet
+import numpy as np
+torch.manual_seed(0)
+images = Generator(make_unet(t.NETWORK, 3), ["a", "b", "c"], t.NETWORK).sample(np.arange(5) % 3, range(5), steps=4)
+if state.is_main_process:
+    np.save(sys.argv[1] + "/images.npy", images)
+    print("WEIGHTS", state.num_processes, *[f"{{w:.9e}}" for w in t.weights(network).tolist()], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_sample_as_one(tmp_path: Path) -> None:
+    "gloo on two CPU processes: the same weights as one process, so the same gradients."
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", "0",
+               "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.split("\n") if line.startswith("WEIGHTS")]
+    _, processes, *numbers = line.split()
+    alone = new_network()
+    train(alone, loss, SHORT)
+    assert processes == "2"
+    torch.testing.assert_close(torch.tensor([float(n) for n in numbers]), weights(alone), rtol=1e-4, atol=1e-6)
+    torch.manual_seed(0)
+    straight = Generator(make_unet(NETWORK, 3), ["a", "b", "c"], NETWORK).sample(np.arange(5) % 3, range(5), steps=4)
+    np.testing.assert_allclose(np.load(tmp_path / "images.npy"), straight, atol=1e-4)
+
+
+def test_accumulation_is_the_mean_of_its_draws() -> None:
+    draws: list[int] = []
+
+    def counted(network: nn.Module, random: torch.Generator) -> torch.Tensor:
+        draws.append(1)
+        return loss(network, random)
+
+    history = train(new_network(), counted, TrainConfig(**SHORT.to_dict() | {"accumulate": 3}))
+    assert len(draws) == 18 and len(history) == 1
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    "A limit on the size of files stands for a disk without room: the run stops, says so, and the last whole checkpoint is there."
+    code = f"""
+import sys, resource, signal
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_training as t
+from pathloop.training import train
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+calls = []
+def loss(network, random):
+    calls.append(1)
+    if len(calls) == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    return t.loss(network, random)
+train(t.new_network(), loss, t.SHORT, {str(tmp_path / "c.safetensors")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0 and "make room and run again" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
+    resumed, straight = new_network(), new_network()
+    train(resumed, loss, SHORT, tmp_path / "c.safetensors")
+    train(straight, loss, SHORT)
+    assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_out_of_memory_suggests_the_smaller_setting() -> None:
+    def hungry(network: nn.Module, random: torch.Generator) -> torch.Tensor:
+        return torch.empty(2**60).sum()
+
+    with pytest.raises(RuntimeError, match="set batch_size=4, accumulate=2"):
+        train(new_network(), hungry, SHORT)
+
+
+def test_an_older_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"unet/0.weight": torch.zeros(2)}, tmp_path / "c.safetensors", {"step": "3", "history": "[]"})
+    with pytest.raises(ValueError, match="must have format 2; .* has 1"):
+        train(new_network(), loss, SHORT, tmp_path / "c.safetensors")
+
+
+def test_snapshots_are_kept_beside_the_checkpoint(tmp_path: Path) -> None:
+    network = new_network()
+    train(network, loss, TrainConfig(**SHORT.to_dict() | {"steps": 40, "average_snapshots": 8}), tmp_path / "c.safetensors")
+    kept = averaged_weights(tmp_path / "averages", 0.1)
+    assert set(kept) == set(network.state_dict()) and all(torch.isfinite(tensor).all() for tensor in kept.values())
+    assert not torch.equal(kept["0.weight"], averaged_weights(tmp_path / "averages", 0.02)["0.weight"])
+
+
+def test_tensorboard_gets_the_curve(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(new_network(), loss, TrainConfig(**SHORT.to_dict() | {"tracker": "tensorboard"}), tmp_path / "c.safetensors")
+    assert list((tmp_path / "logs").rglob("events*"))

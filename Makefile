@@ -62,7 +62,7 @@ docs: $(VENV)/.dev ## The site, in _docs (needs Quarto)
 check: check-lint check-export check-notebooks check-readme check-types test-fast ## All quick checks, before each commit
 
 check-lint: $(VENV)/.dev
-	$(BIN)/ruff check pathloop tests tools
+	$(BIN)/ruff check pathloop tests tools bench
 
 check-export: $(VENV)/.dev
 	$(BIN)/python tools/check_export.py

@@ -50,7 +50,7 @@ def grow_classes(
     rows, row = weights["class_embedding.weight"], generator.classes.index(parent)
     weights["class_embedding.weight"] = torch.cat([rows[:-1], rows[row:row + 1].expand(len(names), -1), rows[-1:]])
     unet.load_state_dict(weights)
-    return Generator(unet.to(generator.device, memory_format=torch.channels_last).eval(), classes, generator.config)
+    return Generator(unet.to(generator.device).eval(), classes, generator.config)
 
 # %% ../nbs/10_concepts.ipynb #c012
 @torch.no_grad()

@@ -9,6 +9,7 @@ __all__ = ['FORMAT_VERSION', 'PRESETS', 'NetworkConfig', 'make_unet', 'denoise',
 # %% ../nbs/06_diffusion.ipynb #c003
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from diffusers import EDMDPMSolverMultistepScheduler, UNet2DModel
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -185,8 +187,10 @@ class Generator:
         _save(self, Path(folder), half)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "auto") -> "Generator":
-        "Read a saved generator. Raises `FileNotFoundError`, and `ValueError` on another format."
+    def from_pretrained(cls, folder: str | Path, device: str = "auto", revision: str | None = None) -> "Generator":
+        "Read a saved generator from a folder, or from the Hugging Face Hub (\"owner/name\"). Raises `FileNotFoundError`, and `ValueError` on another format."
+        if not Path(folder).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+            folder = snapshot_download(str(folder), revision=revision, allow_patterns=["*.json", "*.safetensors", "*.csv"])
         return _load(Path(folder), device)
 
 # %% ../nbs/06_diffusion.ipynb #c014
@@ -259,6 +263,12 @@ class Batches:
         return F.pixel_unshuffle(turn_at_random(self.images[index], random), self.fold), labels
 
 
+def _placed(unet: UNet2DModel, device: str) -> UNet2DModel:
+    "The network on its device; with channels last on a GPU only, because that costs a tenth of the speed on a CPU."
+    place = pick_device(device)
+    return unet.to(place, memory_format=torch.channels_last if place.type == "cuda" else torch.contiguous_format) # type: ignore[call-overload]
+
+
 def pretrain(
     real: CellImages, # Training images, in [-1, 1]
     network: NetworkConfig | None = None, # Shape of the network; None takes the default at the images' size
@@ -271,7 +281,7 @@ def pretrain(
     settings = settings or TrainConfig()
     network = network or NetworkConfig(size=real.size)
     torch.manual_seed(settings.seed)
-    unet = make_unet(network, len(real.classes)).to(pick_device(device), memory_format=torch.channels_last)
+    unet = _placed(make_unet(network, len(real.classes)), device)
     generator = Generator(unet, list(real.classes), network)
     batches = Batches(generator, real, settings)
 
@@ -316,7 +326,7 @@ def _load(folder: Path, device: str) -> Generator:
     network = NetworkConfig.from_dict({**about["network"], "channels": tuple(about["network"]["channels"])})
     history = folder / "history.csv"
     table = pd.read_csv(history) if history.exists() and history.stat().st_size > 1 else pd.DataFrame()
-    return Generator(unet.to(pick_device(device), memory_format=torch.channels_last).eval(), about["classes"], network, table)
+    return Generator(_placed(unet, device).eval(), about["classes"], network, table)
 
 # %% ../nbs/06_diffusion.ipynb #c033
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class _State:
 
     def __init__(self, unet: nn.Module, settings: TrainConfig, identity: str):
         self.unet, self.identity = unet, identity
-        self.optimizer = torch.optim.AdamW(unet.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(unet.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
         self.profiles = [PowerAverage(unet, exponent) for exponent in EXPONENTS] if settings.average_snapshots else []
         self.history: list[dict[str, float]] = []
@@ -303,8 +303,9 @@ class _Loop:
         bar.set_postfix(loss=f"{history[-1]['loss']:.3f}", images_per_second=f"{speed:.0f}")
         if settings.tracker:
             self.accelerator.log(history[-1], step=self.state.step)
-        if history[-1]["loss"] > 10 * max(history[0]["loss"], 0.1):
-            raise FloatingPointError(f"the loss grew from {history[0]['loss']:.3g} to {history[-1]['loss']:.3g} by step {self.state.step}; "
+        first, last = next(row["loss"] for row in history if "loss" in row), history[-1]["loss"]
+        if last > 10 * max(first, 0.1):
+            raise FloatingPointError(f"the loss grew from {first:.3g} to {last:.3g} by step {self.state.step}; "
                                      f"lower learning_rate (now {settings.learning_rate}) and run again")
         self.recent, self.clock = [], time.monotonic()
 

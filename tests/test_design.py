@@ -22,7 +22,11 @@ LISTED: dict[str, set[str]] = {
     "checklist": {"core"},
     "feedback": {"checklist"},
     "panel": {"feedback", "checklist", "data"},  # beyond the design: reference images are `CellImages`; still no torch
-    "diffusion": {"data"},
+    "sampling": {"core"},  # parts of the design's diffusion, each on a page of its own
+    "training": {"core"},
+    "diffusion": {"data", "sampling", "training"},
+    "watch": {"diffusion"},
+    "hub": {"diffusion"},
     "pathologist": {"data", "checklist"},
     "reward": {"data", "feedback"},
     "finetune": {"diffusion"},

@@ -1,0 +1,205 @@
+"""Training and sampling against diffusers' own example script: same network, same images, same machine, one run.
+
+    python bench/diffusion.py speed                                  # about 3 minutes on 2 cores
+    python bench/diffusion.py quality --images ../shared/data/pbc64  # about 40 minutes on 2 cores
+
+The example is diffusers' `examples/unconditional_image_generation/train_unconditional.py` with its defaults (AdamW, cosine
+schedule, EMA, a DDPM that predicts noise, single precision unless told otherwise), given the same class-conditional
+network on folded pixels. Its images wait in memory as tensors here, which is kinder to it than the script's own reading.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+os.environ.setdefault("PATHLOOP_QUIET", "1")
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from pathloop.data import CellImages, load_images, split_by_use
+from pathloop.diffusion import Generator, NetworkConfig, make_unet, pretrain
+from pathloop.evaluate import fit_features, kernel_distance
+from pathloop.smear import make_smear
+from pathloop.training import TrainConfig
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def real_images(source: str, size: int) -> tuple[CellImages, CellImages]:
+    "Training images and held-out ones."
+    if source == "smear":
+        return make_smear(128, size, seed=0), make_smear(64, size, seed=1)
+    parts = split_by_use(load_images(source, size))
+    return parts["train"], parts["test"]
+
+
+class Example:
+    "The example's training loop, a step at a time."
+
+    def __init__(self, real: CellImages, network: NetworkConfig, steps: int, batch: int, precision: str, device: torch.device):
+        self.accelerator = Accelerator(cpu=device.type == "cpu")
+        self.fold, self.device, self.precision = network.fold, device, precision
+        torch.manual_seed(0)
+        self.unet = make_unet(network, len(real.classes)).to(device)
+        self.ema = EMAModel(self.unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, model_cls=UNet2DModel,
+                            model_config=self.unet.config)
+        self.noise = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+        self.rate = get_scheduler("cosine", self.optimizer, num_warmup_steps=min(500, steps // 10), num_training_steps=steps)
+        data = TensorDataset(torch.from_numpy(real.images), torch.from_numpy(real.labels))
+        self.loader = DataLoader(data, batch, shuffle=True, drop_last=True)
+
+    def run(self, steps: int, after: Callable[[int], None] | None = None) -> None:
+        self.unet.train()
+        step = 0
+        while step < steps:
+            for images, labels in self.loader:
+                if torch.rand(()) < 0.5:
+                    images = images.flip(-1)
+                clean = F.pixel_unshuffle(images.to(self.device), self.fold)
+                noise = torch.randn_like(clean)
+                times = torch.randint(0, 1000, (len(clean),), device=self.device)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    output = self.unet(self.noise.add_noise(clean, noise, times), times, class_labels=labels.to(self.device)).sample
+                    loss = F.mse_loss(output.float(), noise)
+                self.accelerator.backward(loss)
+                self.accelerator.clip_grad_norm_(self.unet.parameters(), 1.0)
+                self.optimizer.step()
+                self.rate.step()
+                self.optimizer.zero_grad()
+                self.ema.step(self.unet.parameters())
+                loss.detach().item()
+                step += 1
+                if after:
+                    after(step)
+                if step == steps:
+                    return
+
+    @torch.no_grad()
+    def sample(self, labels: np.ndarray, scheduler: DDPMScheduler | DDIMScheduler, steps: int, batch: int = 128) -> np.ndarray:
+        "What `DDPMPipeline` and `DDIMPipeline` do, with classes, on the averaged weights."
+        self.ema.store(self.unet.parameters())
+        self.ema.copy_to(self.unet.parameters())
+        self.unet.eval()
+        random, parts = torch.Generator().manual_seed(0), []
+        for start in range(0, len(labels), batch):
+            classes = torch.from_numpy(labels[start : start + batch]).to(self.device)
+            side = self.unet.config["sample_size"]
+            x = torch.randn((len(classes), self.unet.config["in_channels"], side, side), generator=random).to(self.device)
+            scheduler.set_timesteps(steps)
+            for t in scheduler.timesteps:
+                x = scheduler.step(self.unet(x, t, class_labels=classes).sample, t, x, generator=random).prev_sample
+            parts.append(F.pixel_shuffle(x, self.fold).clamp(-1, 1).cpu().numpy())
+        self.ema.restore(self.unet.parameters())
+        self.unet.train()
+        return np.concatenate(parts)
+
+
+def speed(real: CellImages, network: NetworkConfig, batch: int, device: torch.device, steps: int, rounds: int) -> dict:
+    "Training images a second, ours and the example's, in turns."
+    found: dict[str, list[float]] = {"pathloop": [], "example": [], "example in bf16": []}
+    for _ in range(rounds):
+        for name in found:
+            if name == "pathloop":
+                ticks: list[float] = []
+                settings = TrainConfig(steps=steps + 5, batch_size=batch, compile=device.type == "cuda", watch_every=5)
+                pretrain(real, network, settings, device=device.type, watches=[lambda step, unet, ticks=ticks: ticks.append(time.perf_counter()) or {}])
+                seconds = ticks[-1] - ticks[0]
+            else:
+                example = Example(real, network, steps + 5, batch, "bf16" if "bf16" in name else "fp32", device)
+                example.run(5)
+                begin = time.perf_counter()
+                example.run(steps)
+                seconds = time.perf_counter() - begin
+            found[name].append(steps * batch / seconds)
+    middle = {name: float(np.median(values)) for name, values in found.items()}
+    return {"images_per_second": middle, "all": found, "ratio": middle["pathloop"] / middle["example"],
+            "ratio to bf16": middle["pathloop"] / middle["example in bf16"]}
+
+
+def quality(real: CellImages, held_out: CellImages, network: NetworkConfig, batch: int, device: torch.device, budgets: list[int], per_class: int, slow: int) -> dict:
+    "Kernel distance to held-out reals at three budgets of training images, and seconds to a pool at the last."
+    features = fit_features(real.images, real.labels, len(real.classes), seed=0)
+    reals = features(held_out.images)
+    labels = np.repeat(np.arange(len(real.classes)), per_class)
+    few = np.arange(slow) % len(real.classes)
+
+    def measure(images: np.ndarray) -> tuple[float, ...]:
+        return tuple(kernel_distance(reals, features(images)))[:3]
+
+    table: dict[str, dict] = {"pathloop": {}, "example": {}}
+    seconds: dict[str, float] = {}
+    kept: list = []
+
+    def look(step: int, unet: torch.nn.Module) -> dict[str, float]:
+        if step in budgets:
+            generator = Generator(unet, real.classes, network)  # type: ignore[arg-type]
+            begin = time.perf_counter()
+            images = generator.sample(labels, range(len(labels)), steps=18)
+            seconds["pathloop, dpm++ 18"] = (time.perf_counter() - begin) / len(labels) * 1024
+            table["pathloop"][step * batch] = measure(images)
+            kept.append(images)
+            print("pathloop", step * batch, table["pathloop"][step * batch], flush=True)
+        return {}
+
+    pretrain(real, network, TrainConfig(steps=budgets[-1], batch_size=batch, watch_every=int(np.gcd.reduce(budgets))), device=device.type, watches=[look])
+    example = Example(real, network, budgets[-1], batch, "bf16", device)
+
+    def example_look(step: int) -> None:
+        if step in budgets:
+            begin = time.perf_counter()
+            images = example.sample(labels, DDIMScheduler(num_train_timesteps=1000), 50)
+            seconds["example, DDIM 50"] = (time.perf_counter() - begin) / len(labels) * 1024
+            table["example"][step * batch] = measure(images)
+            print("example", step * batch, table["example"][step * batch], flush=True)
+
+    example.run(budgets[-1], example_look)
+    begin = time.perf_counter()
+    slowly = example.sample(few, DDPMScheduler(num_train_timesteps=1000), 1000)
+    seconds["example, DDPM 1000"] = (time.perf_counter() - begin) / slow * 1024
+    return {"kernel_distance": table, "example, DDPM 1000, last budget": measure(slowly), "pathloop, same n": measure(kept[-1][np.linspace(0, len(labels) - 1, slow).astype(int)]),
+            "seconds to 1,024 images": seconds, "ratio to DDPM 1000": seconds["example, DDPM 1000"] / seconds["pathloop, dpm++ 18"],
+            "ratio to DDIM 50": seconds["example, DDIM 50"] / seconds["pathloop, dpm++ 18"], "n": len(labels), "n of DDPM 1000": slow}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "quality"])
+    parser.add_argument("--images", default="smear", help="a folder that load_images reads, with a column 'use'; or 'smear'")
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=40, help="of each round of speed")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[300, 600, 1200], help="updates at which quality is measured")
+    parser.add_argument("--per-class", type=int, default=48)
+    parser.add_argument("--slow", type=int, default=256, help="images sampled with 1,000 steps")
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    real, held_out = real_images(given.images, given.size)
+    network = NetworkConfig(size=given.size)
+    if given.what == "speed":
+        found = speed(real, network, given.batch, device, given.steps, given.rounds)
+    else:
+        found = quality(real, held_out, network, given.batch, device, given.budgets, given.per_class, given.slow)
+    source = given.images if given.images == "smear" else Path(given.images).name
+    found |= {"date": date.today().isoformat(), "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+              "torch": torch.__version__, "images": source, "size": given.size, "batch": given.batch, "command": f"python bench/diffusion.py {given.what} --images {source}"}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"diffusion-{given.what}-{source}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .core import check_images, check_labels
 from .data import CellImages
@@ -50,7 +49,7 @@ def grow_classes(
     rows, row = weights["class_embedding.weight"], generator.classes.index(parent)
     weights["class_embedding.weight"] = torch.cat([rows[:-1], rows[row:row + 1].expand(len(names), -1), rows[-1:]])
     unet.load_state_dict(weights)
-    return Generator(unet.to(generator.device).eval(), classes, generator.config)
+    return Generator(unet.to(generator.device).eval(), classes, generator.config, codec=generator.codec)
 
 # %% ../nbs/10_concepts.ipynb #c012
 @torch.no_grad()
@@ -121,7 +120,7 @@ def _concept_loss(
     def step_loss(unet: nn.Module, random: torch.Generator) -> Tensor:
         index = torch.randint(len(pixels), (settings.batch_size,), generator=random).to(pixels.device)
         concept = torch.arange(settings.batch_size, device=pixels.device) % table.shape[1]
-        folded = F.pixel_unshuffle(turn_at_random(pixels[index], random), grown.config.fold)
+        folded = grown.prepare(turn_at_random(pixels[index], random))
         told = drop_classes(first + concept, settings.no_class, len(grown.classes), random)
         fits = (share(table[index, concept]) * random_loss(unet, folded, told, random, grown.config.sigma_data)).mean()
         if settings.rows_only:

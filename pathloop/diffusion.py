@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from diffusers import EDMDPMSolverMultistepScheduler, UNet2DModel
+from diffusers import AutoencoderKL, EDMDPMSolverMultistepScheduler, UNet2DModel
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from .core import Config, atomic_folder, check_images, check_labels, pick_device, progress, read_json, write_json
 from .data import CellImages, from_uint8, to_uint8
 from .sampling import Raw, SampleConfig, guided, make_scheduler, solve, streams
+from .stream import StreamedImages
 from .training import TrainConfig, Watch, share, train
 
 # %% ../nbs/06_diffusion.ipynb #c006
@@ -41,6 +42,12 @@ class NetworkConfig(Config):
     layers: int = 1 # Residual blocks per level
     dropout: float = 0.1 # Share of activations dropped in training; small data sets need it (EDM, AFHQ)
     sigma_data: float = 0.4 # Standard deviation of pixel values in [-1, 1]; about 0.4 for stained cells
+    latent: int = 0 # Channels of a codec's latents, with `fold` its factor; 0 paints pixels
+
+    @property
+    def shape(self) -> tuple[int, int, int]: # (channels, side, side)
+        "Shape of what the network sees of one image."
+        return self.latent or 3 * self.fold**2, self.size // self.fold, self.size // self.fold
 
 
 def make_unet(
@@ -53,8 +60,7 @@ def make_unet(
         raise ValueError(f"size must be a multiple of {step} for this network; got {config.size}")
     plain = len(config.channels) - 1
     return UNet2DModel(
-        sample_size=config.size // config.fold,
-        in_channels=3 * config.fold**2, out_channels=3 * config.fold**2,
+        sample_size=config.shape[1], in_channels=config.shape[0], out_channels=config.shape[0],
         block_out_channels=tuple(config.channels), layers_per_block=config.layers,
         down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
@@ -103,17 +109,21 @@ class Generator:
     classes: list[str] # Names of the cell types
     config: NetworkConfig # Shape of the network
     history: pd.DataFrame = field(default_factory=pd.DataFrame) # Columns step, loss, images_per_second
+    codec: AutoencoderKL | None = None # Between images and latents, for large images
 
     def __post_init__(self) -> None:
         rows = self.unet.config["num_class_embeds"]
         if rows != len(self.classes) + 1:
             raise ValueError(f"classes must be one fewer than the network's class embeddings ({rows}); got {len(self.classes)}: {self.classes}")
+        if (self.codec is None) != (self.config.latent == 0):
+            raise ValueError(f"codec must be given exactly where the network paints latents; got latent={self.config.latent} and codec={type(self.codec).__name__}")
 
     @property
     def id(self) -> str: # 12 hexadecimal digits
         "Identity: a hash of weights and class list."
         digest = hashlib.sha256("\n".join(self.classes).encode())
-        for name, tensor in sorted(self.unet.state_dict().items()):
+        weights = [*sorted(self.unet.state_dict().items()), *(sorted(self.codec.state_dict().items()) if self.codec else [])]
+        for name, tensor in weights:
             digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
 
@@ -127,20 +137,32 @@ class Generator:
         return make_scheduler("dpm++", self.config.sigma_data)
 
     def fold(self, images: np.ndarray) -> Tensor:
-        "Images (n, 3, s, s) as folded tensors (n, 3 * fold**2, s / fold, s / fold). Raises `ValueError` on another size."
+        "Images (n, 3, s, s) as the network sees them, (n, *config.shape). Raises `ValueError` on another size."
         array = check_images(images)
         if array.shape[-2:] != (self.config.size,) * 2:
             raise ValueError(f"images must be {self.config.size} px a side for this generator; got {array.shape[-2:]}")
-        return F.pixel_unshuffle(torch.from_numpy(np.ascontiguousarray(array)), self.config.fold)
+        return self.prepare(torch.from_numpy(np.ascontiguousarray(array)).to(self.device))
+
+    @torch.no_grad()
+    def prepare(self, images: Tensor) -> Tensor:
+        "The same for a tensor on the generator's device, unchecked: folded pixels, or a codec's latents."
+        if self.codec is None:
+            return F.pixel_unshuffle(images, self.config.fold)
+        return self.codec.encode(images).latent_dist.mode() * self.codec.config["scaling_factor"]
+
+    @torch.no_grad()
+    def restore(self, x: Tensor) -> Tensor:
+        "Images in [-1, 1] from what the network painted."
+        if self.codec is None:
+            return F.pixel_shuffle(x, self.config.fold).clamp(-1, 1)
+        return self.codec.decode(x / self.codec.config["scaling_factor"]).sample.clamp(-1, 1)
 
     def noise(
         self,
         random: Sequence[torch.Generator], # A stream per image, as `streams(seeds)` makes them
-    ) -> Tensor: # (n, 3 * fold**2, s / fold, s / fold)
+    ) -> Tensor: # (n, *config.shape)
         "Standard normal noise for each image, the same on every machine and in every batch."
-        side = self.config.size // self.config.fold
-        shape = (3 * self.config.fold**2, side, side)
-        return torch.stack([torch.randn(shape, generator=stream) for stream in random])
+        return torch.stack([torch.randn(self.config.shape, generator=stream) for stream in random])
 
     def sample(
         self,
@@ -155,7 +177,7 @@ class Generator:
         "Images for these classes and seeds. Raises `ValueError` on labels out of range, counts that differ, or a guide of another kind."
         labels, seeds = check_labels(labels, len(self.classes), len(seeds)), np.asarray(seeds)
         config = SampleConfig.from_dict({"guidance": guidance, "steps": steps, **more})
-        if guide is not None and (guide.config.size, guide.config.fold, guide.config.sigma_data, guide.classes) != (self.config.size, self.config.fold, self.config.sigma_data, self.classes):
+        if guide is not None and (guide.config.shape, guide.config.sigma_data, guide.classes) != (self.config.shape, self.config.sigma_data, self.classes):
             raise ValueError(f"guide must have this generator's size, fold, sigma_data and classes; got {guide.config} for {guide.classes}")
         images = np.empty((len(labels), 3, self.config.size, self.config.size), np.float32)
         state = PartialState() # Under `accelerate launch` each process samples its share, and all get all
@@ -179,7 +201,7 @@ class Generator:
         labels = check_labels(labels, len(self.classes), len(folded))
         self.unet.eval()
         with torch.no_grad():
-            loss = random_loss(self.unet, folded.to(self.device), torch.from_numpy(labels).to(self.device), random, self.config.sigma_data)
+            loss = random_loss(self.unet, folded, torch.from_numpy(labels).to(self.device), random, self.config.sigma_data)
         return loss.cpu().numpy()
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
@@ -207,7 +229,7 @@ def _sample_batch(generator: Generator, labels: np.ndarray, seeds: np.ndarray, c
     raw = guided(_raw(generator, classes), _raw(generator, no_class), _raw(guide, classes) if guide else None, config)
     random = streams(seeds)
     x = solve(raw, generator.noise(random).to(generator.device), config, generator.config.sigma_data, random)
-    return F.pixel_shuffle(x, generator.config.fold).clamp(-1, 1).cpu().numpy()
+    return generator.restore(x).cpu().numpy()
 
 # %% ../nbs/06_diffusion.ipynb #c018
 def random_loss(
@@ -245,28 +267,33 @@ def drop_classes(
 
 # %% ../nbs/06_diffusion.ipynb #c020
 class Batches:
-    "Random batches of turned, folded real images with some classes hidden; all data stays on the device."
+    "Random batches of turned, folded real images with some classes hidden; all data stays on the device, unless streamed."
 
     def __init__(self, generator: Generator, real: CellImages, settings: TrainConfig) -> None:
         if real.classes != generator.classes:
             raise ValueError(f"real must have the generator's classes {generator.classes}; got {real.classes}")
         if len(real) == 0 or real.size != generator.config.size:
             raise ValueError(f"real must hold images of {generator.config.size} px; got {len(real)} of {real.size} px")
-        self.images = torch.from_numpy(real.images).to(generator.device)
+        self.images: Any = real.images if isinstance(real.images, StreamedImages) else torch.from_numpy(real.images).to(generator.device)
         self.labels = torch.from_numpy(real.labels).to(generator.device)
-        self.fold, self.no_class, self.settings = generator.config.fold, len(generator.classes), settings
+        self.prepare, self.no_class, self.settings = generator.prepare, len(generator.classes), settings
 
     def draw(self, random: torch.Generator, n: int | None = None) -> tuple[Tensor, Tensor]:
         "Folded images (n, c, h, w) and their labels (n,), drawn with replacement."
-        index = torch.randint(len(self.images), (n or self.settings.batch_size,), generator=random).to(self.images.device)
-        labels = drop_classes(self.labels[index], self.settings.no_class, self.no_class, random)
-        return F.pixel_unshuffle(turn_at_random(self.images[index], random), self.fold), labels
+        index = torch.randint(len(self.images), (n or self.settings.batch_size,), generator=random)
+        labels = drop_classes(self.labels[index.to(self.labels.device)], self.settings.no_class, self.no_class, random)
+        return self.prepare(turn_at_random(self._take(index), random)), labels
+
+    def _take(self, index: Tensor) -> Tensor:
+        if isinstance(self.images, StreamedImages):
+            return torch.from_numpy(self.images[index.numpy()]).to(self.labels.device)
+        return self.images[index.to(self.labels.device)]
 
 
 def _placed(unet: UNet2DModel, device: str) -> UNet2DModel:
     "The network on its device; with channels last on a GPU only, because that costs a tenth of the speed on a CPU."
     place = pick_device(device)
-    return unet.to(place, memory_format=torch.channels_last if place.type == "cuda" else torch.contiguous_format) # type: ignore[call-overload]
+    return unet.to(place, memory_format=torch.channels_last if place.type == "cuda" else torch.contiguous_format)
 
 
 def pretrain(
@@ -275,6 +302,7 @@ def pretrain(
     settings: TrainConfig | None = None, # How to train; None takes the defaults
     checkpoint: str | Path | None = None, # File to resume from and to save to
     device: str = "auto", # "auto", "cpu", "cuda" ...
+    codec: AutoencoderKL | None = None, # Between images and latents, see the latent page; `network` must have its shape
     watches: Sequence[Watch] = (), # Looks at the averaged network along the way, see the watch page
 ) -> Generator: # Trained, with its loss curve in `history`
     "Train a generator from scratch on real images. Raises `ValueError` when images, classes and network do not fit."
@@ -282,7 +310,7 @@ def pretrain(
     network = network or NetworkConfig(size=real.size)
     torch.manual_seed(settings.seed)
     unet = _placed(make_unet(network, len(real.classes)), device)
-    generator = Generator(unet, list(real.classes), network)
+    generator = Generator(unet, list(real.classes), network, codec=codec.to(unet.device) if codec else None)
     batches = Batches(generator, real, settings)
 
     def step_loss(unet: nn.Module, random: torch.Generator) -> Tensor:
@@ -310,7 +338,9 @@ def _save(generator: Generator, folder: Path, half: bool) -> None:
     with atomic_folder(folder) as place:
         unet.save_pretrained(place / "unet")
         generator.scheduler().save_pretrained(place / "scheduler")
-        identity = Generator(unet, generator.classes, generator.config).id # Of the weights as they are kept
+        if generator.codec is not None:
+            generator.codec.save_pretrained(place / "vae")
+        identity = Generator(unet, generator.classes, generator.config, codec=generator.codec).id # Of the weights as they are kept
         about = {"format": FORMAT_VERSION, "id": identity, "classes": generator.classes, "network": generator.config.to_dict()}
         write_json(place / "pathloop.json", about)
         generator.history.to_csv(place / "history.csv", index=False)
@@ -326,7 +356,8 @@ def _load(folder: Path, device: str) -> Generator:
     network = NetworkConfig.from_dict({**about["network"], "channels": tuple(about["network"]["channels"])})
     history = folder / "history.csv"
     table = pd.read_csv(history) if history.exists() and history.stat().st_size > 1 else pd.DataFrame()
-    return Generator(_placed(unet, device).eval(), about["classes"], network, table)
+    codec = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).to(pick_device(device)) if network.latent else None
+    return Generator(_placed(unet, device).eval(), about["classes"], network, table, codec)
 
 # %% ../nbs/06_diffusion.ipynb #c033
 @dataclass(frozen=True)

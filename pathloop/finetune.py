@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .core import check_labels
 from .data import CellImages
@@ -27,7 +26,7 @@ class FinetuneConfig(TrainConfig):
 
     steps: int = 200 # Updates
     batch_size: int = 32 # Synthetic and as many real images per update
-    learning_rate: float = 5e-5 # Peak of AdamW; higher rates lost coverage in our runs
+    learning_rate: float = 5e-5 # Peak of AdamW; gentle, because a pool is small
     warmup: int = 20 # Steps over which the learning rate rises
     average: float = 0.98 # EMA decay; with 0.998 the average would hardly have moved after 200 steps
     beta: float = 0.3 # Weight of the real images, as in the paper's code
@@ -56,7 +55,7 @@ class _PoolBatches:
     "Random batches of pool images with their weights, turned, folded, some classes hidden."
 
     def __init__(self, generator: Generator, pool: Pool, weights: np.ndarray, settings: FinetuneConfig) -> None:
-        self.folded_size, self.settings = generator.config.fold, settings
+        self.prepare, self.settings = generator.prepare, settings
         self.images = torch.from_numpy(np.ascontiguousarray(pool.images)).to(generator.device)
         self.labels = torch.from_numpy(check_labels(pool.labels, len(generator.classes), len(pool))).to(generator.device)
         self.weights = torch.from_numpy(weights / weights.mean() if settings.normalise else weights).to(generator.device)
@@ -65,7 +64,7 @@ class _PoolBatches:
     def draw(self, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         index = torch.randint(len(self.images), (self.settings.batch_size,), generator=random).to(self.images.device)
         labels = drop_classes(self.labels[index], self.settings.no_class, self.no_class, random)
-        return F.pixel_unshuffle(turn_at_random(self.images[index], random), self.folded_size), labels, self.weights[index]
+        return self.prepare(turn_at_random(self.images[index], random)), labels, self.weights[index]
 
 # %% ../nbs/09_finetune.ipynb #c009
 def finetune(
@@ -97,4 +96,4 @@ def finetune(
 
     unet = copy.deepcopy(generator.unet)
     history = train(unet, step_loss, settings, checkpoint, f"finetuning ({method})")
-    return Generator(unet, list(generator.classes), generator.config, history)
+    return Generator(unet, list(generator.classes), generator.config, history, generator.codec)

@@ -441,7 +441,8 @@ def _reward(study: Study) -> None:
 
     def make(place: Path) -> dict[str, Any]:
         pool, (index, reviews) = study.pool(), _verdicts(study)
-        model = fit_reward(pool.images[index], pool.labels[index], reviews, study.real("train"), seed=settings["seed"], steps=settings["steps"])
+        model = fit_reward(pool.images[index], pool.labels[index], reviews, study.real("train"), seed=settings["seed"], steps=settings["steps"],
+                           seeds=pool.seeds[index], pool_classes=True)
         model.save(place / "model")
         table = model.weights_table(pool.images, pool.labels, pool.seeds)
         table.to_csv(place / "weights.csv", index=False)
@@ -505,10 +506,11 @@ def _arms(study: Study) -> None:
 
 
 def _judged_arms(study: Study) -> dict[str, Arm]:
-    judge, pathologist, arms = study.judge, study.pathologist, {}
+    judge, arms = study.judge, {}
+    reviewer = study.pathologist if study.config.feedback == "simulated" else None # Of people's own opinion of these images nothing is known
     for name, (_, _, control, note) in ARMS.items():
         pool = study.pool(name)
-        reviewed = (pathologist.review(pool.images, pool.labels)["verdict"] == "plausible").to_numpy()
+        reviewed = (reviewer.review(pool.images, pool.labels)["verdict"] == "plausible").to_numpy() if reviewer else None
         arms[name] = Arm(pool.images, pool.labels, judge.plausible(pool.images, pool.labels), reviewed, pool.seeds, control, note)
     return arms
 
@@ -539,11 +541,14 @@ def _curves(study: Study) -> dict[str, pd.DataFrame]:
 def _report(study: Study) -> Path:
     study.card("reports/round-1")
     report = Report.from_json(study.folder / "reports/round-1/report.json")
-    verdicts = study.card("feedback/round-1")["results"]
+    verdicts, reward = study.card("feedback/round-1")["results"], study.card("rewards/round-1")["results"]["report"]
+    auroc, brier = reward["auroc"], reward["brier"]
     story = (f"A generator of {len(study.real('train').classes)} types of blood cell, pretrained on {len(study.real('train'))} images "
              f"({study.config.images}), painted {len(study.pool())} cells. {len(study.asked())} of them were judged against a clinical checklist "
              f"({study.config.feedback} pathologist: {', '.join(f'{n} {v}' for v, n in verdicts['verdicts'].items())}). A reward model learned these verdicts and "
-             f"weighted the finetuning. Everything below is measured on fresh seeds, by a judge that took no part in training.")
+             f"weighted the finetuning: on {reward['n']} verdicts that it had not seen, its AUROC is {auroc['value']:.2f} [{auroc['low']:.2f}, {auroc['high']:.2f}], and its "
+             f"Brier score {brier['value']:.3f}, where the share of plausible images alone scores {brier['reference']:.3f}. Everything below is measured on fresh seeds, "
+             f"by a judge that took no part in training; on other seeds it chose the guidance.")
     names = ["real", "judges", "generators/untouched", "pools/round-1", "feedback/round-1", "rewards/round-1", "generators/reward-weighted", "generators/real-only", "guidance", "reports/round-1"]
     notes = ["The feedback is simulated: a program measured the cells. It is no pathologist's opinion."] if study.config.feedback == "simulated" else []
     path = study.folder / "reports" / "report.html"

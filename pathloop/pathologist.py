@@ -751,6 +751,8 @@ class Judge:
     networks: list[_Network] = field(repr=False) # The ensemble
     report: pd.DataFrame = field(repr=False) # Per type: real images, threshold, and share accepted out of fold
     card: dict[str, Any] = field(default_factory=dict, repr=False) # Seed, steps and seconds
+    sound: _Network | None = field(default=None, repr=False) # Tells sound from damaged whatever the type, if asked for
+    sound_floor: float = -np.inf # Lowest log-probability of being sound that is accepted
 
     def _log_probabilities(self, images: np.ndarray) -> np.ndarray:
         return np.mean([_log_probabilities(network, images, len(self.classes) + 1) for network in self.networks], axis=0)
@@ -773,8 +775,16 @@ class Judge:
         labels: np.ndarray, # int (n,), the stated type of each image
     ) -> np.ndarray: # bool (n,)
         "Whether each image scores above the 5th percentile of real images of its type. Raises as `score`."
-        scores = self.score(images, labels)
-        return scores >= self.thresholds[np.asarray(labels, int)]
+        typical = self.score(images, labels) >= self.thresholds[np.asarray(labels, int)]
+        return typical & (self.soundness(images) >= self.sound_floor)
+
+    def soundness(
+        self,
+        images: np.ndarray, # float (n, 3, size, size) in [-1, 1]
+    ) -> np.ndarray: # float (n,), log-probability of being undamaged, at most 0; all 0 when fitted with `sound_steps=0`
+        "How little each image resembles damaged ones, whatever its type. Raises `ValueError` on wrong images."
+        images = check_images(images)
+        return np.zeros(len(images)) if self.sound is None else _log_probabilities(self.sound, images, 2)[:, 0]
 
     def save(
         self,
@@ -783,10 +793,13 @@ class Judge:
         "Write `judge.safetensors` and `judge.json`. Raises `FileExistsError`."
         with atomic_folder(folder) as inside:
             tensors = {f"{i}.{name}": value.contiguous() for i, n in enumerate(self.networks) for name, value in n.state_dict().items()}
+            if self.sound is not None:
+                tensors |= {f"sound.{name}": value.contiguous() for name, value in self.sound.state_dict().items()}
             save_file(tensors, inside / "judge.safetensors")
             write_json(inside / "judge.json", {
                 "format": "pathloop-judge-1", "classes": self.classes, "size": self.size, "thresholds": self.thresholds.tolist(),
                 "members": len(self.networks), "report": self.report.to_dict("list"), "card": self.card,
+                "sound_floor": None if self.sound is None else self.sound_floor,
             })
 
     @classmethod
@@ -799,12 +812,16 @@ class Judge:
         if not (folder / "judge.json").exists():
             raise ValueError(f"folder must hold judge.json and judge.safetensors; {folder} does not")
         values, tensors = read_json(folder / "judge.json"), load_file(folder / "judge.safetensors")
-        networks = []
-        for i in range(values["members"]):
-            network = _Network(len(values["classes"]) + 1)
-            network.load_state_dict({name.split(".", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith(f"{i}.")})
-            networks.append(network.eval())
-        return cls(values["classes"], values["size"], np.array(values["thresholds"]), networks, pd.DataFrame(values["report"]), values["card"])
+        def network(prefix: str, outputs: int) -> _Network:
+            result = _Network(outputs)
+            result.load_state_dict({name.split(".", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")})
+            return result.eval()
+
+        networks = [network(str(i), len(values["classes"]) + 1) for i in range(values["members"])]
+        floor = values.get("sound_floor") # Absent from judges saved by the first version
+        sound = {} if floor is None else {"sound": network("sound", 2), "sound_floor": floor}
+        thresholds, report = np.array(values["thresholds"]), pd.DataFrame(values["report"])
+        return cls(values["classes"], values["size"], thresholds, networks, report, values["card"], **sound)
 
 # %% ../nbs/07_pathologist.ipynb #c047
 def fit_judge(
@@ -812,14 +829,18 @@ def fit_judge(
     seed: int = 0, # Seeds folds, defects, networks and batches
     members: int = 3, # Networks, each fitted without one fold, 2 or more
     steps: int = 450, # Batches of 64 per network
+    sound_steps: int = 0, # Batches of 64 for one more network that only tells sound from damaged; 0 for none
+    kinds: Sequence[str] = DEFECTS, # Damage to learn from; leave some out to see whether it generalises
 ) -> Judge:
     """Fit the independent judge: type against all other types and against corrupted copies.
 
     Each real image gets its score from the network that never saw it; the 5th percentile of these is the threshold of its type (drawn
-    towards the types that also have few images when there are few). Raises `ValueError` on a class with fewer than 8 images, odd
+    towards the types that also have few images when there are few). With `sound_steps`, type and soundness share the 5 % evenly. Raises `ValueError` on a class with fewer than 8 images, odd
     image sizes, or fewer than two members."""
     if members < 2 or steps < 1:
         raise ValueError(f"members must be 2 or more and steps 1 or more; got {members} and {steps}")
+    if sound_steps < 0 or not kinds or not set(kinds) <= set(DEFECTS):
+        raise ValueError(f"sound_steps must be 0 or more and kinds some of {DEFECTS}; got {sound_steps} and {tuple(kinds)}")
     few = {name: n for name, n in real.counts().items() if n < _FEWEST}
     if few or len(real.classes) < 2:
         raise ValueError(f"real must hold at least 2 classes and {_FEWEST} images of each; got {few or real.counts()}. Add images or leave classes out")
@@ -830,29 +851,44 @@ def fit_judge(
         own = np.flatnonzero(real.labels == label)
         fold[np.random.default_rng([seed, label]).permutation(own)] = np.arange(len(own)) % members
     scores, networks = np.zeros(len(real)), []
-    with progress(range(members * steps), "judge") as bar:
+    sound: dict[str, Any] = {}
+    with progress(range(members * steps + sound_steps), "judge") as bar:
         for k in range(members):
             rest = real.subset(fold != k)
             part = max(len(rest) // 3, 30)
-            defects = [_some_defects(rest, kind, part, seed + k) for kind in DEFECTS]
+            defects = [_some_defects(rest, kind, part, seed + k) for kind in kinds]
             images = np.concatenate([rest.images, *defects])
             labels = np.concatenate([rest.labels, np.full(sum(map(len, defects)), n)])
             networks.append(_train_member(images, labels, n + 1, steps, seed + k, bar))
             out = fold == k
             scores[out] = _of_label(_log_probabilities(networks[-1], real.images[out], n + 1), real.labels[out])
+        if sound_steps:
+            sound = _fit_sound(real.subset(fold != 0), real.images[fold == 0], kinds, sound_steps, seed, bar)
+    share = 0.025 if sound_steps else 0.05
     few_images = np.bincount(real.labels, minlength=n) < np.median(np.bincount(real.labels, minlength=n)) / 2
     thresholds = np.zeros(n)
     for group in (few_images, ~few_images):
         if group.any():
             inside = group[real.labels]
-            thresholds[group] = _blend_quantile(scores[inside], real.labels[inside], n, 0.05, prior=30)[group]
+            thresholds[group] = _blend_quantile(scores[inside], real.labels[inside], n, share, prior=30)[group]
     accepted = scores >= thresholds[real.labels]
     report = pd.DataFrame({
         "cell_type": real.classes, "images": list(real.counts().values()), "threshold": thresholds,
         "accepted": [float(accepted[real.labels == k].mean()) for k in range(n)],
     })
-    card = {"seed": seed, "members": members, "steps": steps, "defects": list(DEFECTS), "seconds": round(time.time() - started, 1)}
-    return Judge(list(real.classes), real.size, thresholds, networks, report, card)
+    card = {"seed": seed, "members": members, "steps": steps, "sound_steps": sound_steps, "defects": list(kinds), "seconds": round(time.time() - started, 1)}
+    return Judge(list(real.classes), real.size, thresholds, networks, report, card, **sound)
+
+
+def _fit_sound(
+    real: CellImages, held_out: np.ndarray, kinds: Sequence[str], steps: int, seed: int, bar: Any,
+) -> dict[str, Any]:
+    "A network that tells sound (0) from damaged (1), and the floor that 97.5 % of `held_out` sound images reach."
+    damaged = np.concatenate([_some_defects(real, kind, len(real), seed + 50) for kind in kinds])
+    labels = np.repeat([0, 1], [len(real), len(damaged)])
+    network = _train_member(np.concatenate([real.images, damaged]), labels, 2, steps, seed + 50, bar)
+    floor = float(np.quantile(_log_probabilities(network, held_out, 2)[:, 0], 0.025))
+    return {"sound": network, "sound_floor": floor}
 
 
 def _some_defects(real: CellImages, kind: str, n: int, seed: int) -> np.ndarray:

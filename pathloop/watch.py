@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from diffusers import AutoencoderKL
 from torch import nn
 
 from .core import check_images
@@ -70,11 +71,12 @@ class MemorisationWatch:
     steps: int = 12 # Sampler steps
     limit: float = 0.6 # The training ends when the interval of the share lies above; 1 never ends it
     patience: int = 1 # Looks in a row above the limit before it ends
+    codec: AutoencoderKL | None = None # Of a generator of latents
     above: int = field(default=0, init=False) # Looks in a row above the limit so far
 
     def __call__(self, step: int, unet: nn.Module) -> dict[str, float]: # Columns of the history
         "Look. Raises `StopTraining`, with what it saw, when the limit is passed."
-        generator = Generator(unet, self.train.classes, self.network) # type: ignore[arg-type]
+        generator = Generator(unet, self.train.classes, self.network, codec=self.codec)
         images = generator.sample(np.arange(self.n) % len(self.train.classes), range(self.n), steps=self.steps)
         share, low, high = nearer_to_training(images, self.train.images, self.held_out.images)
         seen = {"nearer_to_training": share, "nearer_low": low, "nearer_high": high}
@@ -110,6 +112,7 @@ class LiveView:
     classes: list[str] # Names of the cell types
     network: NetworkConfig # Shape of the network that is trained
     steps: int = 12 # Sampler steps
+    codec: AutoencoderKL | None = None # Of a generator of latents
     handle: Any = field(default=None, init=False) # Of the display that is drawn anew
     figure: Picture | None = field(default=None, init=False) # The last grid
 
@@ -120,7 +123,7 @@ class LiveView:
 
         if get_ipython() is None:
             return {}
-        generator = Generator(unet, self.classes, self.network) # type: ignore[arg-type]
+        generator = Generator(unet, self.classes, self.network, codec=self.codec)
         labels = np.arange(len(self.classes))
         self.figure = show_grid(generator.sample(labels, labels, steps=self.steps), labels, self.classes, title=f"step {step}")
         if self.handle is None:

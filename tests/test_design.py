@@ -17,8 +17,14 @@ PACKAGE = ROOT / "pathloop"
 # open `data` may open `core`). Each row names only rows above it.
 LISTED: dict[str, set[str]] = {
     "core": set(),
-    "data": {"core"},
+    "sources": set(),
+    "duplicates": set(),
+    "stream": {"core", "sources"},
+    "data": {"core", "sources", "duplicates", "stream"},
+    "inspection": {"data"},
+    "fetch": {"core", "stream"},
     "smear": {"data"},
+    "defects": {"smear"},
     "checklist": {"core"},
     "feedback": {"checklist"},
     "panel": {"feedback", "checklist", "data"},  # beyond the design: reference images are `CellImages`; still no torch
@@ -27,14 +33,28 @@ LISTED: dict[str, set[str]] = {
     "diffusion": {"data", "sampling", "training"},
     "watch": {"diffusion"},
     "hub": {"diffusion"},
+    "latent": {"diffusion"},
     "pathologist": {"data", "checklist"},
+    "experts": {"data"},
     "reward": {"data", "feedback"},
+    "ask": {"reward"},
+    "explain": {"reward"},
+    "drift": {"reward"},
     "finetune": {"diffusion"},
     "concepts": {"diffusion", "feedback", "checklist"},
-    "evaluate": {"data"},
+    "intervals": {"core"},
+    "features": {"data", "pathologist", "intervals"},  # the pathologist's segmentation: one checked one, not two
+    "neighbours": {"features", "intervals"},
+    "metrics": {"features", "intervals"},
+    "utility": {"data", "features", "intervals"},
+    "report": {"data", "features", "intervals"},
+    "evaluate": {"data", "neighbours", "metrics", "utility", "report"},
+    "sharing": {"evaluate"},
+    "export": {"sharing"},
+    "reading": {"sharing", "feedback"},
 }
 LISTED["loop"] = set(LISTED)
-LISTED["cli"] = {"loop"}
+LISTED["cli"] = {"loop", "export", "inspection", "fetch"}
 
 
 def with_foundations(name: str) -> set[str]:

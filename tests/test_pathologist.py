@@ -306,3 +306,17 @@ def test_both_instruments_on_real_cells():
         by_judge = judge.plausible(test.images, labels).mean()
         print(f"n {len(test)}: plausible to the pathologist {by_pathologist:.3f}, to the judge {by_judge:.3f}")
         assert lowest <= by_pathologist <= highest and lowest <= by_judge <= highest
+
+
+@pytest.mark.slow
+def test_judge_with_a_network_for_damage_refuses_what_it_was_shown(tmp_path: Path) -> None:
+    real, new = make_smear(40, 32, seed=0), make_smear(10, 32, seed=9)
+    judge = fit_judge(real, seed=0, steps=60, sound_steps=150)
+    blurred = corrupt_images(new, "blur")
+    sound, damaged = judge.soundness(new.images) >= judge.sound_floor, judge.soundness(blurred) >= judge.sound_floor
+    assert sound.mean() > damaged.mean() + 0.5
+    assert not judge.plausible(blurred, new.labels)[~damaged].any(), "what is damaged is not plausible"
+    judge.save(tmp_path / "judge")
+    np.testing.assert_allclose(Judge.load(tmp_path / "judge").soundness(new.images), judge.soundness(new.images), rtol=1e-5)
+    with pytest.raises(ValueError, match="sound_steps must be 0 or more"):
+        fit_judge(real, sound_steps=-1)

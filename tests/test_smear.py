@@ -8,8 +8,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pathloop.checklist import load_checklist
-from pathloop.data import CellImages, to_uint8
-from pathloop.smear import RECIPES, SMEAR_CLASSES, make_smear, smear_classes, smear_masks
+from pathloop.core import image_hashes
+from pathloop.data import CellImages, from_uint8, to_uint8
+from pathloop.smear import (
+    MATURATION_ROW,
+    RECIPES,
+    SMEAR_CLASSES,
+    draw_scene,
+    make_smear,
+    render_scene,
+    smear_classes,
+    smear_masks,
+)
 
 EXPECTED_COLOURS = [
     [148.0, 109.9, 152.7],
@@ -72,6 +82,68 @@ def test_the_look_is_frozen() -> None:
     assert np.abs(images - expected).max() < 1.0
 
 
+FROZEN = { # Type, size, seed, index: start of the hash of its pixels
+    ("segmented neutrophil", 32, 0, 7): "e74cb9042832f66f",
+    ("band neutrophil", 32, 0, 7): "9691982e9c797512",
+    ("eosinophil", 32, 0, 7): "66a82427ff6171e5",
+    ("basophil", 32, 0, 7): "334d78486333c651",
+    ("lymphocyte", 32, 0, 7): "bfacf0c32a20c25b",
+    ("monocyte", 32, 0, 7): "53a4092ade412fef",
+    ("myelocyte", 32, 0, 7): "357ca1c7f042b91a",
+    ("erythroblast", 32, 0, 7): "b701aa0e893f4f22",
+    ("segmented neutrophil", 64, 1, 2): "d5958b8e50796261",
+    ("basophil", 64, 1, 2): "0af303d9658d6f7e",
+    ("monocyte", 64, 1, 2): "2e2cd8f09dc0512c",
+    ("band neutrophil", 128, 2, 1): "7c4db0b2ff617cfa",
+    ("myelocyte", 128, 2, 1): "b228804c61ed6f05",
+    ("lymphocyte", 50, 3, 0): "da5599554837088d",
+}
+
+
+@pytest.mark.parametrize(("cell_type", "size", "seed", "index"), list(FROZEN))
+def test_an_image_is_frozen_to_the_bit(cell_type: str, size: int, seed: int, index: int) -> None:
+    "The shipped generator was trained on these very images; a faster renderer has to give the same bytes."
+    pixels, _, _ = render_scene(draw_scene(cell_type, seed, index), size)
+    assert image_hashes(from_uint8(pixels[None]))[0][:16] == FROZEN[cell_type, size, seed, index]
+
+
+def test_the_default_types_are_those_of_the_shipped_generator() -> None:
+    assert smear_classes() == SMEAR_CLASSES and len(SMEAR_CLASSES) == 8
+    assert smear_classes("all") == [*SMEAR_CLASSES, "promyelocyte", "metamyelocyte"]
+    assert smear_classes("maturation") == MATURATION_ROW
+    with pytest.raises(ValueError, match="which must be one of"):
+        smear_classes("everything")
+
+
+def test_images_do_not_depend_on_workers() -> None:
+    one = make_smear(3, 32, seed=4, classes=["monocyte", "promyelocyte"])
+    two = make_smear(3, 32, seed=4, classes=["monocyte", "promyelocyte"], workers=2)
+    assert one.hashes == two.hashes and one.names == two.names
+    assert one.attributes.equals(two.attributes)
+
+
+def test_a_neutrophil_matures() -> None:
+    "Along the row the nucleus fills less of the cell, the cytoplasm loses its blue, and the nucleus its roundness."
+    cells = make_smear(12, 64, seed=2, classes=MATURATION_ROW)
+    nucleus, cell = smear_masks(12, 64, seed=2, classes=MATURATION_ROW)
+    cytoplasm = cell & ~nucleus
+    redness = [np.mean([(cells.images[i, 0] - cells.images[i, 2])[cytoplasm[i]].mean() for i in np.flatnonzero(cells.labels == k)]) for k in range(5)]
+    table = cells.attributes.assign(type=[cells.classes[i] for i in cells.labels]).groupby("type", sort=False)
+    ratio = table["nc_area_ratio"].mean()
+    assert ratio.is_monotonic_decreasing and ratio.iloc[0] > 0.55 > 0.4 > ratio.iloc[-1]
+    assert redness[0] < redness[1] < redness[2] < max(redness[3:])
+    assert table["cell_diameter_um"].mean()["promyelocyte"] > table["cell_diameter_um"].mean()["metamyelocyte"]
+    assert set(table.get_group("metamyelocyte")["nucleus_shape"]) == {"indented, bean-shaped"}
+
+
+def test_new_types_have_every_finding_and_nested_masks() -> None:
+    classes = ["promyelocyte", "metamyelocyte"]
+    cells, (nucleus, cell) = make_smear(4, 48, 3, classes), smear_masks(4, 48, 3, classes)
+    findings = cells.attributes[load_checklist().criteria_names]
+    assert findings.map(lambda text: isinstance(text, str) and bool(text)).all(axis=None)
+    assert not (nucleus & ~cell).any() and nucleus.any((1, 2)).all()
+
+
 def test_masks_nest_and_agree_with_the_table(cells: CellImages, masks: tuple[np.ndarray, np.ndarray]) -> None:
     nucleus, cell = masks
     assert nucleus.shape == cell.shape == (48, 64, 64) and nucleus.dtype == bool
@@ -108,7 +180,8 @@ def test_findings_follow_the_numbers(cells: CellImages) -> None:
 def test_sizes_are_ordered_as_in_blood(cells: CellImages) -> None:
     diameter = cells.attributes["cell_diameter_um"].groupby([cells.classes[i] for i in cells.labels]).mean()
     assert diameter["monocyte"] > diameter["segmented neutrophil"] > diameter["lymphocyte"]
-    for name, recipe in RECIPES.items():
+    for name in SMEAR_CLASSES:
+        recipe = RECIPES[name]
         assert recipe.diameter_um[0] - 1 < diameter[name] < recipe.diameter_um[1] + 1.7
 
 
@@ -138,6 +211,9 @@ def test_types_can_be_told_apart_at_demo_size() -> None:
         ({"seed": -1}, "seed"),
         ({"classes": ["neutrophil"]}, "Did you mean"),
         ({"classes": []}, "classes"),
+        ({"classes": "monocyte"}, r"Did you mean \['monocyte'\]"),
+        ({"workers": 0}, "workers"),
+        ({"workers": 1.5}, "workers"),
         ({"classes": ["monocyte", "monocyte"]}, "classes"),
     ],
 )

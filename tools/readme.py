@@ -36,6 +36,7 @@ def prepare(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.outputs = [] if directives & OUTPUT_HIDDEN else [tidy(output) for output in cell.outputs]
         cells.append(cell)
     notebook.cells = cells
+    notebook.metadata["language_info"] = {"name": "python"}  # So that code is marked as such; cleaning removed it
     return notebook
 
 

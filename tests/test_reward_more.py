@@ -1,0 +1,210 @@
+"""Several raters, hard wrong classes, encoders, calibration, fresh evaluation, asking, explaining and drift."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_reward import CLASSES, SMALL, coloured, judged
+
+from pathloop.ask import RULES, ask_next
+from pathloop.core import image_hashes
+from pathloop.data import CellImages
+from pathloop.drift import drift_row, relabel_request
+from pathloop.explain import nearest_judged, occlusion_map
+from pathloop.reward import (
+    RewardModel,
+    disagreement_loss,
+    evaluate_reward,
+    fit_isotonic,
+    fit_platt,
+    fit_reward,
+    picture_hashes,
+    rater_error,
+    soft_reviews,
+    stage_neighbours,
+    wrong_labels,
+)
+
+TINY = SMALL | {"steps": 6}
+
+
+@pytest.fixture(scope="module")
+def real() -> CellImages:
+    return CellImages(*coloured(60, 1), CLASSES)
+
+
+@pytest.fixture(scope="module")
+def model(real: CellImages) -> RewardModel:
+    return fit_reward(*judged(120, 2), real, seeds=np.arange(120), **(SMALL | {"steps": 30}))
+
+
+def test_shares_of_several_raters_are_learned_as_such(real: CellImages) -> None:
+    images, shown, reviews = judged(60, 2)
+    each = reviews.set_index(pd.Index(image_hashes(images)))
+    soft = soft_reviews(pd.concat([each, each, each.assign(verdict="plausible")]), ["colour", "size"])
+    assert list(soft.index) == list(each.index) and np.isclose(soft.verdict.to_numpy()[:, None], [1, 1 / 3]).any(1).all()
+    fitted = fit_reward(images, shown, soft, real, **TINY)
+    assert fitted.criteria == ["colour", "size"] and fitted.report["n_implausible"] > 0
+    with pytest.raises(ValueError, match="shares from 0 to 1"):
+        fit_reward(images, shown, soft.assign(colour=soft.colour * 2), real, **TINY)
+
+
+def test_rater_error_finds_the_share_that_was_turned_over() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random(4000) < 0.6
+    said = [pd.Series(np.where(truth ^ (rng.random(4000) < 0.1), "plausible", "implausible")) for _ in range(3)]
+    assert abs(rater_error(pd.DataFrame({"verdict": pd.concat(said)})) - 0.1) < 0.01
+    with pytest.raises(ValueError, match="at least two sure verdicts"):
+        rater_error(pd.DataFrame({"verdict": said[0]}))
+
+
+def test_hard_wrong_classes_are_neighbouring_stages() -> None:
+    classes = ["platelet", "myelocyte", "metamyelocyte", "segmented neutrophil"]
+    near = stage_neighbours(classes)
+    assert near == [[], [2], [1, 3], [2]]
+    labels = np.repeat(np.arange(4), 200)
+    wrong = wrong_labels(labels, 4, np.random.default_rng(0), near, hard=1.0)
+    assert all(w in near[c] for c, w in zip(labels, wrong, strict=True) if c) and set(wrong[labels == 0]) == {1, 2, 3}
+    with pytest.raises(ValueError, match="neighbours given"):
+        wrong_labels(labels, 4, np.random.default_rng(0), hard=0.5)
+
+
+def test_heads_that_agree_cost_nothing() -> None:
+    known = torch.ones(2, 3, dtype=torch.bool)
+    assert disagreement_loss(torch.tensor([[-1.0, 1, 2], [0, 0, 0]]), known) == 0
+    assert disagreement_loss(torch.tensor([[3.0, -3, 2], [0, 0, 0]]), known) > 0.3
+    assert disagreement_loss(torch.tensor([[3.0, -3, 2], [0, 0, 0]]), torch.zeros(2, 3, dtype=torch.bool)) == 0
+
+
+def test_turned_copies_and_images_of_a_seed_are_one(real: CellImages) -> None:
+    images, shown, reviews = judged(40, 2)
+    assert picture_hashes(np.rot90(images[..., ::-1], 1, (2, 3))) == picture_hashes(images)
+    assert len(set(picture_hashes(images))) == 40
+    from pathloop.reward import _groups
+
+    assert len(set(_groups(images, np.repeat(np.arange(20), 2)))) == 20
+
+
+def test_fresh_evaluation_refuses_what_it_was_fitted_on(model: RewardModel) -> None:
+    images, shown, reviews = judged(120, 2)
+    with pytest.raises(ValueError, match="3 of 3 are images it was fitted on"):
+        evaluate_reward(model, images[:3, :, ::-1], shown[:3], reviews[:3])
+    fresh, labels, said = judged(100, 8)
+    with pytest.raises(ValueError, match="seeds must be new"):
+        evaluate_reward(model, fresh, labels, said, seeds=np.arange(100))
+    report = evaluate_reward(model, fresh, labels, said, seeds=1000 + np.arange(100))
+    assert report["n"] == (said.verdict != "unsure").sum() and [row["class"] for row in report["classes"]] == CLASSES
+    assert sum(row["plausible"] for row in report["classes"]) == report["n_plausible"]
+    assert {"auroc low", "ece high"} <= set(report["criteria"][0])
+
+
+def test_pessimism_takes_off_the_spread(model: RewardModel) -> None:
+    images, shown, _ = judged(20, 6)
+    mean, spread = model.score(images, shown), model.spread(images, shown)
+    assert np.allclose(model.score(images, shown, penalty=0.5), (mean - 0.5 * spread).clip(0, 1), atol=1e-6)
+    with pytest.raises(ValueError, match="penalty must be 0 or more"):
+        model.score(images, shown, penalty=-1)
+
+
+def test_too_few_of_a_class_and_the_fallback(real: CellImages) -> None:
+    images, shown, reviews = judged(80, 2)
+    one = np.flatnonzero(shown == 0)
+    with pytest.raises(ValueError, match="'green': 0"):
+        fit_reward(images[one], shown[one], reviews.iloc[one].reset_index(drop=True), real, **TINY)
+    fitted = fit_reward(images[one], shown[one], reviews.iloc[one].reset_index(drop=True), real, pool_classes=True, **TINY)
+    assert fitted.report["counts"]["pooled_classes"] == ["green"]
+
+
+@pytest.mark.parametrize("method", ["temperature", "isotonic", "none"])
+def test_calibrations_are_kept(real: CellImages, method: str, tmp_path) -> None:
+    images, shown, reviews = judged(80, 2)
+    fitted = fit_reward(images, shown, reviews, real, calibration=method, hard=0.5, balance="verdict", smoothing=0.1, **TINY)
+    if method == "temperature":
+        assert fitted.calibration["verdict"][1] == 0
+    fitted.save(tmp_path / "reward")
+    assert np.array_equal(RewardModel.load(tmp_path / "reward").score(images, shown), fitted.score(images, shown))
+
+
+def test_a_class_with_enough_verdicts_has_its_own_calibration(real: CellImages) -> None:
+    images, shown, reviews = judged(160, 2)
+    fitted = fit_reward(images, shown, reviews, real, class_calibration_from=4, **TINY)
+    assert "verdict | red" in fitted.calibration and fitted.calibration["verdict | red"] != fitted.calibration["verdict"]
+    slope, offset = fitted.calibration["verdict | red"]
+    red = shown == 0
+    expected = 1 / (1 + np.exp(-(slope * fitted.logits(images[red], shown[red])[:, :, 0] + offset)))
+    assert np.allclose(fitted.score(images, shown)[red], expected.mean(0), atol=1e-5)
+
+
+def test_few_images_leave_platt_where_it_was() -> None:
+    near = fit_platt(np.array([[0.0]]), np.array([1]), around=(0.5, -1.0))
+    far = fit_platt(np.zeros((1, 400)), np.ones(400), around=(0.5, -1.0))
+    assert abs(near[1] + 1) < 1.5 < far[1] + 1
+    assert fit_isotonic(np.zeros((1, 40)), np.tile([0, 1], 20))[1][0] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("change", [{"balance": "size"}, {"calibration": "magic"}, {"hard": 2}, {"real_share": 1.0}, {"smoothing": 0.5}])
+def test_settings_out_of_range(real: CellImages, change) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        fit_reward(*judged(80, 2), real, **(TINY | change))
+
+
+def test_mixed_sources_only_when_asked(real: CellImages) -> None:
+    images, shown, reviews = judged(80, 2)
+    both = reviews.assign(source=["human", "simulated"] * 40)
+    with pytest.raises(ValueError, match="mixed_sources=True"):
+        fit_reward(images, shown, both, real, **TINY)
+    assert fit_reward(images, shown, both, real, mixed_sources=True, **TINY).criteria == ["colour", "size"]
+
+
+@pytest.mark.parametrize("finetune", [False, True])
+def test_an_encoder_from_a_folder(real: CellImages, tmp_path, finetune: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    encoder = transformers.Dinov2Model(config)
+    encoder.save_pretrained(tmp_path / "encoder")
+    images, shown, reviews = judged(80, 2)
+    fitted = fit_reward(images, shown, reviews, real, encoder=str(tmp_path / "encoder"), encoder_size=28, finetune_encoder=finetune, **TINY)
+    weight = dict(fitted.nets[0].encoder.named_parameters())["embeddings.patch_embeddings.projection.weight"]
+    assert torch.equal(weight.cpu(), encoder.embeddings.patch_embeddings.projection.weight) is not finetune
+    fitted.save(tmp_path / "reward")
+    (tmp_path / "encoder").rename(tmp_path / "gone")
+    assert np.allclose(RewardModel.load(tmp_path / "reward").score(images, shown), fitted.score(images, shown), atol=1e-6)
+    with pytest.raises(ValueError, match="encoder must be a folder"):
+        fit_reward(images, shown, reviews, real, encoder=str(tmp_path / "encoder"), **TINY)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_names_new_images(model: RewardModel, rule: str) -> None:
+    images, shown, _ = judged(60, 4)
+    chosen = ask_next(images, shown, 10, rule, asked=range(20), model=model, seed=1)
+    assert len(set(chosen)) == 10 and chosen.min() >= 20
+    assert np.array_equal(chosen, ask_next(images, shown, 10, rule, asked=range(20), model=model, seed=1))
+    if rule == "uncertainty":
+        doubt = np.abs(model.score(images, shown) - 0.5)
+        assert doubt[chosen].max() <= np.delete(doubt, np.r_[np.arange(20), chosen]).min()
+
+
+def test_asking_wrongly(model: RewardModel) -> None:
+    images, shown, _ = judged(10, 4)
+    for arguments, message in [((11,), "n must be from 1 to the 10"), ((2, "magic"), "rule must be one of"), ((2, "k-centre"), "model must be given")]:
+        with pytest.raises(ValueError, match=message):
+            ask_next(images, shown, *arguments)
+
+
+def test_the_map_finds_the_disc_and_the_neighbour_is_itself(model: RewardModel) -> None:
+    images, shown, reviews = judged(30, 4)
+    maps = occlusion_map(model, images[0], int(shown[0]), cover=4, step=2)
+    assert set(maps) == {"verdict", "colour", "size"} and maps["verdict"].shape == (16, 16)
+    beside = nearest_judged(model, images[:5], shown[:5], images, shown, reviews.verdict, k=2)
+    first = beside[beside["rank"] == 1]
+    assert list(first.judged) == list(range(5)) and (first.distance < 1e-3).all()
+
+
+def test_drift_rings_when_the_score_is_too_high_and_not_by_chance() -> None:
+    rng = np.random.default_rng(1)
+    score = rng.random(300)
+    honest = [relabel_request(pd.DataFrame([drift_row("r", p, rng.random(100) < p)])) for p in score.reshape(3, 100)]
+    assert sum(map(bool, honest)) <= 1
+    assert "mean score" in relabel_request(pd.DataFrame([drift_row("r", score[:100], rng.random(100) < score[:100] ** 3)]))
+    with pytest.raises(ValueError, match="at least one round"):
+        relabel_request(pd.DataFrame())

@@ -7,6 +7,7 @@ __all__ = ['GROUP_COLUMNS', 'SPLIT_COLUMNS', 'FEWEST', 'from_uint8', 'to_uint8',
            'load_images', 'open_images', 'split_by_use', 'drop_small_classes']
 
 # %% ../nbs/01_data.ipynb #c003
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -74,15 +75,16 @@ def show_grid(
             raise ValueError("classes must be given with labels; got None")
         titles = [classes[label] for label in labels]
     rows = -(-len(pixels) // columns)
-    row_height = scale * (1.22 if titles else 1.04)
+    wrapped = [textwrap.fill(text, int(18 * scale)) for text in titles or []]
+    row_height = scale * 1.04 + 0.14 * max((text.count("\n") + 1 for text in wrapped), default=0)
     figure = Picture(figsize=(columns * scale * 1.04, rows * row_height + (0.35 if title else 0)), layout="constrained", dpi=96)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
     for i, axis in zip(range(len(pixels)), axes, strict=False):
         axis.imshow(pixels[i], interpolation="nearest")
-        if titles:
-            axis.set_title(titles[i], fontsize=7, pad=2)
+        if wrapped:
+            axis.set_title(wrapped[i], fontsize=7, pad=2)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure

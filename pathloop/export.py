@@ -163,17 +163,18 @@ def _write_images(place: Path, cells: CellImages, rows: pd.DataFrame) -> None:
 def export_study(
     study: Any, # A `pathloop.loop.Study` whose arms are sampled
     folder: str | Path, # Where the data set shall stand; must not exist yet
-    arm: str = "reward-weighted", # Which sampled images: an arm of the evaluation, or "round-1"
+    arm: str = "", # Which sampled images: an arm of the evaluation, or "round-1"; empty takes the finetuned generator's
     flagged: str = "leave out", # What to do with images that the audit flags: "leave out", "include" or "stop"
     licence: str = "other", # As the Hub spells it
     with_generator: bool = True, # Try the attack of somebody who has the generator too
 ) -> Audit:
     "Write one arm of a study as a data set. Raises `FileNotFoundError` while the arm is not sampled, and as `export_dataset`."
+    arm = arm or study.config.method
     pool, train, test = study.pool(arm), study.real("train"), study.real("test")
     model = study.reward_model
     scores = pd.concat([pd.DataFrame({"p_plausible": model.score(pool.images, pool.labels)}), model.criteria_scores(pool.images, pool.labels).add_prefix("p_")], axis=1)
     settings = study.card(f"pools/{arm}")
-    generators = {study.card(f"generators/{name}")["results"]["id"]: name for name in ("untouched", "reward-weighted", "real-only")}
+    generators = {study.card(f"generators/{name}")["results"]["id"]: name for name in ("untouched", study.config.method, "real-only")}
     loss = study.generator(generators[pool.generator_id]).loss if with_generator and pool.generator_id in generators else None
     about = {"study": study.folder.resolve().name, "arm": arm, "sampling": pool.sampling.to_dict(), "training set": study.config.images if study.config.images == "smear" else "the study's own images",
              "feedback": f"{study.config.feedback} pathologist", "scores": "calibrated opinion of a reward model that learnt the feedback; no person's verdict", "pool": file_hash(study.folder / "pools" / arm / "pool.npz"), "sampled": settings["made"]}

@@ -1,59 +1,96 @@
-// The view of pathloop.panel.LabelPanel: a plain ES module for anywidget, no build step.
-// Python writes the markup (pathloop.panel) and rules on every event; this file shows images, takes keys and clicks,
-// and holds each event until Python has said that it is on disk. One Session per widget, shared by all its views.
+// The common half of pathloop's panels: a plain ES module for anywidget, no build step. Python (pathloop.panel) writes the
+// markup and rules on every event; this file shows images, takes keys and clicks, and holds each event until Python has
+// said that it is on disk. panel_label.js and its neighbours add what one kind of panel does; Python joins the files.
+// One Session per widget, shared by all views of it.
 
-const AHEAD = 24; // images fetched before they are needed
-const TOO_SOON = 200; // ms after an image appears in which a decision must be meant for the one before
 const RETRY = 2000; // ms without an answer after which events are sent again and the banner shows
-const MOST_UNSAVED = 50; // judgements that may wait for the kernel before the panel stops taking more
+const MOST_UNSAVED = 200; // judgements that may wait for the kernel before the panel stops taking more
+const PER_MESSAGE = 60; // events sent at once
+const KEPT_BEHIND = 60; // images kept for undo
+const HEARTBEAT = 10000; // ms of silence after which the kernel is asked whether it is there
 
 const makeId = () =>
   crypto.randomUUID?.() ?? // missing on plain http pages other than localhost
   "10000000-1000-4000-8000-100000000000".replace(/[018]/g, (c) => (c ^ (crypto.getRandomValues(new Uint8Array(1))[0] & (15 >> (c / 4)))).toString(16));
-const noMarks = () => ({ failed: [], unsure: [], comment: "" });
+const isTyping = (element) => /^(INPUT|TEXTAREA|SELECT)$/.test(element.tagName) || element.isContentEditable;
+const openSessions = (globalThis.pathloopSessions ??= new Map()); // queue -> the one session on this page that works on it
 
 class Session {
   constructor(model) {
     this.model = model;
+    this.options = model.get("options");
     this.id = makeId();
     this.count = 0;
     this.key = `pathloop:${model.get("queue_id")}`;
     this.pending = new Map(this.readKept().map((event) => [event.uuid, event]));
-    this.queue = null; // items to judge, the first one showing; null until Python has answered
+    this.queue = null; // places of the items to judge; null until Python has answered
+    this.page = []; // places on screen
+    this.groups = new Map(); // place -> what it may share a page with
     this.history = []; // what can be undone, the latest last
-    this.saved = 0;
-    this.images = new Map(); // item -> { url, image, cell_type }
-    this.asked = new Map(); // item -> when it was asked for
-    this.references = new Map(); // cell type -> urls, or null while they are on their way
-    this.marks = noMarks();
+    this.judged = this.total = this.saved = 0;
+    this.images = new Map(); // place -> { key, cell_type, bitmaps, ... }
+    this.imageBytes = 0; // of a usual image
+    this.askedAt = 0; // 0: no images under way
+    this.references = new Map(); // cell type -> bitmaps, or null while they are on their way
+    this.draft = this.blank();
     this.supersedes = null;
     this.trouble = this.refusal = this.reason = "";
     this.hint = { text: "", warning: false };
-    this.sentAt = 0; // 0: nothing under way
+    this.sentAt = 0; // 0: no events under way
+    this.wait = RETRY;
+    this.heardAt = performance.now();
+    this.retired = false;
     this.pace = [];
     this.views = new Set();
     this.clock = { shown: 0, first: 0, hidden: 0, hiddenSince: 0 };
-    this.onHide = () => {
-      const now = performance.now();
-      if (document.hidden) this.clock.hiddenSince = now;
-      else if (this.clock.hiddenSince) {
-        this.clock.hidden += now - this.clock.hiddenSince;
-        this.clock.hiddenSince = 0;
-      }
+    this.onHide = () => this.countHidden();
+    this.onLeave = (event) => {
+      if (this.pending.size && this.trouble) event.preventDefault(); // closing the tab would lose what the kernel has not got
     };
     document.addEventListener("visibilitychange", this.onHide);
+    window.addEventListener("beforeunload", this.onLeave);
     this.onMessage = (content, buffers) => this.receive(content, buffers);
     model.on("msg:custom", this.onMessage);
+    this.takeOver();
     this.hello();
-    this.timer = setInterval(() => this.tick(), 500);
+    this.timer = setInterval(() => this.tick(), 250);
+  }
+
+  // The same work opened again on this page, as after a restart of the kernel: this session goes on, the old one ends.
+  takeOver() {
+    const old = openSessions.get(this.key);
+    if (old) {
+      for (const [uuid, event] of old.pending) this.pending.set(uuid, event);
+      old.close();
+      old.retired = true;
+      old.trouble = old.refusal = "";
+      old.changed();
+    }
+    openSessions.set(this.key, this);
+    this.keep();
   }
 
   close() {
     clearInterval(this.timer);
     document.removeEventListener("visibilitychange", this.onHide);
+    window.removeEventListener("beforeunload", this.onLeave);
     this.model.off("msg:custom", this.onMessage);
-    for (const { url } of this.images.values()) URL.revokeObjectURL(url);
-    for (const urls of this.references.values()) urls?.forEach((url) => URL.revokeObjectURL(url));
+    if (openSessions.get(this.key) === this) openSessions.delete(this.key);
+    for (const { bitmaps } of this.images.values()) bitmaps.forEach((bitmap) => bitmap.close());
+    this.images.clear();
+  }
+
+  countHidden() {
+    const now = performance.now();
+    if (document.hidden) this.clock.hiddenSince = now;
+    else if (this.clock.hiddenSince) {
+      this.clock.hidden += now - this.clock.hiddenSince;
+      this.clock.hiddenSince = 0;
+    }
+  }
+
+  tell(what, detail) {
+    for (const view of this.views) view.root.dispatchEvent(new CustomEvent(`pathloop:${what}`, { detail, bubbles: true }));
   }
 
   // ---- keeping events until they are on disk ----
@@ -69,7 +106,7 @@ class Session {
     try {
       sessionStorage.setItem(this.key, JSON.stringify([...this.pending.values()]));
     } catch (error) {
-      this.refusal = `This browser cannot keep unsaved judgements (${error.message}).`;
+      this.refusal = `This browser cannot keep unsaved judgements (${error.message}): do not reload until all are saved.`;
     }
   }
 
@@ -81,118 +118,188 @@ class Session {
     }
   }
 
-  hello() {
+  sendEvents(kind) {
     this.sentAt = performance.now();
-    this.send({ kind: "hello", events: [...this.pending.values()] });
+    this.send({ kind, events: [...this.pending.values()].slice(0, PER_MESSAGE) });
+  }
+
+  hello() {
+    this.sendEvents("hello");
   }
 
   flush() {
-    if (this.sentAt || !this.pending.size) return; // one message under way at a time keeps events in order
-    this.sentAt = performance.now();
-    this.send({ kind: "events", events: [...this.pending.values()] });
+    if (!this.sentAt && this.pending.size) this.sendEvents("events"); // one message under way at a time keeps events in order
   }
 
   tick() {
-    if (this.sentAt && performance.now() - this.sentAt > RETRY) {
-      this.sentAt = 0;
-      const waiting = this.pending.size ? `${this.pending.size} not saved yet, kept in this browser tab: do not close it. ` : "";
-      this.trouble = `The kernel does not answer${this.reason}. ${waiting}If it was restarted, run this cell again.`;
-      if (this.queue) this.flush();
+    const now = performance.now();
+    if (this.sentAt && now - this.sentAt > this.wait) {
+      this.wait = Math.min(1.5 * this.wait, 4500); // a busy kernel must not find a pile of copies
+      this.trouble = this.silence();
+      if (this.queue) this.sendEvents(this.pending.size ? "events" : "beat");
       else this.hello();
       this.changed();
-    } else if (!this.sentAt) this.flush();
+    } else if (!this.sentAt && this.pending.size) this.flush();
+    else if (!this.sentAt && this.queue && now - this.heardAt > HEARTBEAT) this.sendEvents("beat");
     this.want();
   }
 
-  receive(content, buffers) {
-    if (content.kind === "images") {
-      content.items.forEach((item, i) => this.addImage(item, buffers[i]));
-    } else if (content.kind === "references") {
-      this.references.set(content.cell_type, buffers.map((bytes) => URL.createObjectURL(new Blob([bytes], { type: "image/png" }))));
-    } else if (content.kind === "trouble") {
-      this.trouble = content.text;
-    } else if (content.kind === "saved" || content.kind === "state") {
-      this.acknowledge(content);
-    }
-    this.changed();
+  silence() {
+    const waiting = this.pending.size ? `${this.pending.size} not saved yet, kept in this browser tab: do not close it. ` : "Nothing is unsaved. ";
+    return `The kernel does not answer${this.reason}. ${waiting}If it was restarted, run this cell again.`;
   }
 
-  acknowledge({ kind, saved_ids, refused, trouble, saved, queue, history }) {
+  receive(content, buffers) {
+    this.heardAt = performance.now();
+    if (content.kind === "images") this.addImages(content.items, buffers);
+    else if (content.kind === "references") this.addReferences(content.cell_type, buffers);
+    else if (content.kind === "trouble") {
+      this.trouble = content.text;
+      this.changed();
+    } else {
+      this.acknowledge(content);
+      this.changed();
+    }
+  }
+
+  acknowledge({ kind, saved_ids, refused, trouble, saved, more, groups, total, ...state }) {
     this.sentAt = 0;
+    this.wait = RETRY;
     for (const uuid of saved_ids) this.pending.delete(uuid);
     for (const { uuid, why } of refused) {
       this.pending.delete(uuid);
       this.refusal = `One entry was refused and is not saved: ${why}`;
     }
-    this.keep();
+    if (saved_ids.length || refused.length) this.keep();
     this.trouble = trouble;
     this.reason = "";
     this.saved = saved;
-    if (kind === "state") this.restart(queue, history);
+    this.total = total;
+    for (const [place, group] of groups) this.groups.set(place, group);
+    if (kind === "state") this.restart(state);
     else if (refused.length) this.hello();
-    else if (!trouble) this.flush();
-    this.want();
+    else if (this.queue) this.addWork(more);
+    if (saved_ids.length) this.tell("saved", { uuids: saved_ids });
+    if (!trouble) this.flush();
   }
 
-  restart(queue, history) {
-    // Python's list is the truth, plus what it has not yet heard of.
-    const showing = this.queue?.[0];
+  addWork(more) {
+    if (!more.length) return;
+    const known = new Set([...this.queue, ...this.history.map((entry) => entry.item)]);
+    this.queue.push(...more.filter((item) => !known.has(item)));
+    if (!this.page.length && this.queue.length) this.begin(this.blank(), null);
+  }
+
+  // Python's list is the truth, plus what it has not yet heard of.
+  restart({ queue, history, judged }) {
+    const known = new Set(history.map((entry) => entry.uuid));
     for (const { kind, uuid, item, supersedes, ...rest } of this.pending.values()) {
+      if (known.has(uuid)) continue;
       queue = queue.filter((other) => other !== item);
       if (kind === "undo") {
         queue.unshift(item);
+        judged -= this.finishes(history.filter((entry) => entry.uuid === supersedes));
         history = history.filter((entry) => entry.uuid !== supersedes);
       } else {
-        if (kind === "skip") queue.push(item);
-        history.push({ uuid, kind, item, failed: [], unsure: [], ...rest });
+        const entry = { uuid, kind, item, supersedes, group: uuid, ...rest };
+        judged += this.finishes([entry]);
+        if (!this.finishes([entry])) queue.push(item);
+        history.push(entry);
       }
     }
-    const stays = queue.includes(showing);
-    this.queue = stays ? [showing, ...queue.filter((item) => item !== showing)] : queue;
+    const first = this.images.size === 0;
+    const left = new Set(queue);
+    const stays = this.page.length > 0 && this.page.every((item) => left.has(item));
+    const showing = new Set(stays ? this.page : []);
+    this.queue = stays ? [...this.page, ...queue.filter((item) => !showing.has(item))] : queue;
     this.history = history;
-    if (!stays) this.begin(noMarks(), null);
+    this.judged = judged;
+    if (!stays) this.begin(this.blank(), null);
+    if (first) this.send({ kind: "warm" }); // a second message early on: from then on labels are stored while a cell runs
   }
 
   // ---- images ----
+  ahead() {
+    if (!this.imageBytes) return 8; // the first few come first
+    return Math.max(12, Math.min(64, Math.round(4e6 / this.imageBytes)));
+  }
+
   want() {
-    if (!this.queue) return;
+    if (!this.queue || this.retired) return;
     const now = performance.now();
-    const near = [...this.history.slice(-8).map((entry) => entry.item), ...this.queue.slice(0, AHEAD)];
-    const missing = near.filter((item) => !this.images.has(item) && now - (this.asked.get(item) ?? -1e9) > 4000);
-    if (missing.length && (missing.length >= AHEAD / 2 || !this.images.has(this.queue[Math.min(AHEAD / 2, this.queue.length - 1)]) || !this.images.has(this.queue[0]))) {
-      missing.forEach((item) => this.asked.set(item, now));
+    const ahead = this.ahead();
+    const near = new Set([...this.page, ...this.upcoming(ahead), ...this.history.slice(-4).map((entry) => entry.item)]);
+    const missing = [...near].filter((item) => !this.images.has(item));
+    const urgent = missing.length >= ahead / 3 || this.page.some((item) => !this.images.has(item)) || this.images.size < ahead;
+    if (missing.length && urgent && now - this.askedAt > 3000) {
+      this.askedAt = now;
       this.send({ kind: "images", items: missing });
     }
-    for (const [item, { url }] of this.images) {
-      if (this.images.size <= 4 * AHEAD) break;
-      if (near.includes(item)) continue;
-      URL.revokeObjectURL(url);
+    for (const [item, { bitmaps }] of this.images) {
+      if (this.images.size <= near.size + KEPT_BEHIND) break;
+      if (near.has(item)) continue;
+      bitmaps.forEach((bitmap) => bitmap.close());
       this.images.delete(item);
     }
     const type = this.current?.cell_type;
-    if (type && this.model.get("has_references") && !this.references.has(type)) {
+    if (type && this.options.references && !this.references.has(type)) {
       this.references.set(type, null);
       this.send({ kind: "references", cell_type: type });
     }
   }
 
-  addImage({ item, image, cell_type }, bytes) {
-    if (this.images.has(item)) return;
-    const url = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
-    const decoded = new Image(); // decoded now, so that showing it later costs nothing
-    decoded.src = url;
-    decoded.decode().catch(() => {});
-    this.images.set(item, { url, image, cell_type, decoded });
-    this.asked.delete(item);
+  upcoming(count) {
+    return this.queue.slice(0, count);
+  }
+
+  decode(bytes) {
+    return createImageBitmap(new Blob([bytes], { type: "image/png" })); // decoded ahead, so that showing it costs nothing
+  }
+
+  async addImages(items, buffers) {
+    let at = 0;
+    const files = items.map(({ files: count }) => buffers.slice(at, (at += count)));
+    const decoded = await Promise.all(files.map((of) => Promise.all(of.map((bytes) => this.decode(bytes)))));
+    items.forEach((item, i) => this.images.has(item.item) || this.images.set(item.item, { ...item, bitmaps: decoded[i] }));
+    if (buffers.length) this.imageBytes = buffers.reduce((sum, bytes) => sum + bytes.byteLength, 0) / items.length;
+    this.askedAt = 0;
+    this.changed();
+  }
+
+  async addReferences(type, buffers) {
+    this.references.set(type, await Promise.all(buffers.map((bytes) => this.decode(bytes))));
+    this.changed();
   }
 
   get current() {
-    return this.queue?.length ? this.images.get(this.queue[0]) : undefined;
+    return this.images.get(this.page[0]);
+  }
+
+  get complete() {
+    return this.page.length > 0 && this.page.every((item) => this.images.has(item));
   }
 
   // ---- what a person does ----
-  begin(marks, supersedes) {
-    this.marks = marks;
+  blank() {
+    return { comment: "" };
+  }
+
+  restored(entry) {
+    return { ...this.blank(), comment: entry.comment ?? "" };
+  }
+
+  // Whether entries of one group finish their items: 1 or 0.
+  finishes(entries) {
+    return Number(entries.length > 0 && entries[0].kind !== "skip");
+  }
+
+  choosePage() {
+    return this.queue.slice(0, 1);
+  }
+
+  begin(draft, supersedes) {
+    this.page = this.choosePage();
+    this.draft = draft;
     this.supersedes = supersedes;
     this.clock = { shown: 0, first: 0, hidden: 0, hiddenSince: document.hidden ? performance.now() : 0 };
     this.hint = { text: "", warning: false };
@@ -205,85 +312,102 @@ class Session {
   }
 
   painted() {
-    if (!this.clock.shown) this.clock.shown = performance.now();
-    for (const view of this.views) view.root.dataset.shown = this.clock.shown; // for tests, which must not be too quick either
+    if (!this.complete || this.clock.shown) return;
+    this.clock.shown = performance.now();
+    for (const view of this.views) view.root.dataset.shown = this.clock.shown;
+    this.tell("shown", { keys: this.page.map((item) => this.images.get(item).key) });
   }
 
   touch() {
     if (!this.clock.first) this.clock.first = performance.now();
   }
 
+  get quickest() {
+    return this.options.quickest;
+  }
+
   ready() {
-    if (!this.current || !this.clock.shown) return false;
+    if (this.retired || !this.complete || !this.clock.shown) return false;
     if (this.pending.size >= MOST_UNSAVED) this.say(`${this.pending.size} judgements wait for the kernel: no more until it answers.`);
-    else if (performance.now() - this.clock.shown < TOO_SOON) this.say("That was too quick to have seen this image: nothing was recorded.");
+    else if (performance.now() - this.clock.shown < this.quickest) this.say("That was too quick to have seen this image: nothing was recorded.");
     else return true;
     return false;
   }
 
-  mark(name, state) {
-    if (!this.current) return;
-    this.touch();
-    const was = this.marks[state].includes(name);
-    for (const list of ["failed", "unsure"]) this.marks[list] = this.marks[list].filter((other) => other !== name);
-    if (!was) this.marks[state].push(name);
-    this.say("", false);
+  // Entries for one or more items, undone together.
+  record(kind, entries, group = makeId()) {
+    const made = entries.map(({ item, ...content }) => {
+      const event = this.makeEvent(item, kind, { ...this.times(entries.length), ...content });
+      this.history.push({ ...event, group });
+      return event;
+    });
+    if (kind !== "undo") this.pace = [...this.pace, ...made.map((event) => event.seconds)].slice(-20 * Math.max(1, made.length));
+    this.keep();
+    this.flush();
+    this.tell("decided", { events: made });
+    return made;
   }
 
-  decide(verdict) {
-    if (!this.ready()) return;
-    const { failed, unsure } = this.marks;
-    const against = verdict === "plausible" ? [...failed, ...unsure] : verdict === "unsure" ? failed : [];
-    if (against.length) {
-      this.say(`Marked: ${against.join(", ").replaceAll("_", " ")}. Clear the mark, or decide ${failed.length ? "implausible" : "unsure"}.`);
-      return;
-    }
-    const event = this.add({ kind: "review", verdict, failed, unsure, supersedes: this.supersedes });
-    this.pace = [...this.pace.slice(-19), event.seconds];
-    this.history.push({ uuid: event.uuid, kind: "review", item: this.queue.shift(), failed, unsure, comment: this.marks.comment, verdict });
-    this.begin(noMarks(), null);
+  advance(kind) {
+    const done = new Set(this.page);
+    const skipped = kind === "skip" ? this.page : [];
+    this.queue = [...this.queue.filter((item) => !done.has(item)), ...skipped];
+    if (kind !== "skip") this.judged += done.size;
+    this.begin(this.blank(), null);
     this.changed();
   }
 
-  skip() {
+  makeEvent(item, kind, content) {
+    const { key } = this.images.get(item);
+    const event = { uuid: makeId(), session: this.id, client_seq: this.count++, kind, item, key, ...content };
+    this.pending.set(event.uuid, event);
+    return event;
+  }
+
+  times(share) {
+    const now = performance.now();
+    const seconds = (ms) => Math.round(Math.max(ms, 0) / share) / 1000;
+    return {
+      comment: this.draft.comment.trim() || null,
+      seconds: seconds(now - this.clock.shown - this.clock.hidden),
+      first_seconds: seconds((this.clock.first || now) - this.clock.shown),
+      hidden_seconds: seconds(this.clock.hidden),
+    };
+  }
+
+  skip(reason) {
     if (!this.ready()) return;
-    const event = this.add({ kind: "skip" });
-    const item = this.queue.shift();
-    this.queue.push(item);
-    this.history.push({ uuid: event.uuid, kind: "skip", item, ...this.marks });
-    this.begin(noMarks(), null);
-    this.say(this.queue[0] === item ? "This is the only image left." : "Skipped: it comes back at the end.", false);
+    this.record("skip", this.page.map((item) => ({ item, comment: reason || this.draft.comment.trim() || null })));
+    const only = this.queue.length === this.page.length;
+    this.advance("skip");
+    this.say(only ? "This is the only image left." : "Skipped: it comes back at the end.", false);
   }
 
   undo() {
-    const entry = this.history[this.history.length - 1];
-    const shown = entry && this.images.get(entry.item);
-    if (!shown) {
-      this.say(entry ? "That image is still on its way: press Backspace again." : "There is nothing to undo.");
+    if (this.retired) return;
+    const last = this.history[this.history.length - 1];
+    const group = last ? this.history.filter((entry) => entry.group === last.group) : [];
+    if (!group.length || group.some((entry) => !this.images.has(entry.item))) {
+      if (!last && this.judged > 0 && !this.sentAt) this.hello(); // Python tells of the last few hundred at a time
+      if (last && !this.askedAt) this.send({ kind: "images", items: group.map((entry) => entry.item) });
+      this.say(last || this.judged ? "That image is still on its way: press again." : "There is nothing to undo.");
       return;
     }
-    this.history.pop();
-    this.queue = [entry.item, ...this.queue.filter((item) => item !== entry.item)];
-    this.add({ kind: "undo", supersedes: entry.uuid });
-    this.begin({ failed: [...entry.failed], unsure: [...entry.unsure], comment: entry.comment ?? "" }, entry.kind === "review" ? entry.uuid : null);
-    this.say(`Taken back${entry.verdict ? `: it was ${entry.verdict}` : ""}. Judge it again.`, false);
+    this.takeBack(group);
+    this.say(`Taken back${last.verdict ? `: it was ${last.verdict}` : ""}. Judge again.`, false);
   }
 
-  add(event) {
-    const now = performance.now();
-    const seconds = (ms) => Math.round(Math.max(ms, 0)) / 1000;
-    const { image, cell_type } = this.current;
-    const whole = { uuid: makeId(), session: this.id, client_seq: this.count++, item: this.queue[0], image, shown_as: cell_type, ...event };
-    if (event.kind !== "undo") {
-      whole.comment = this.marks.comment.trim() || null;
-      whole.seconds = seconds(now - this.clock.shown - this.clock.hidden);
-      whole.first_seconds = seconds((this.clock.first || now) - this.clock.shown);
-      whole.hidden_seconds = seconds(this.clock.hidden);
-    }
-    this.pending.set(whole.uuid, whole);
+  takeBack(group) {
+    this.history = this.history.filter((entry) => !group.includes(entry));
+    const places = [...new Set(group.map((entry) => entry.item))];
+    const back = new Set(places);
+    for (const entry of [...group].reverse()) this.makeEvent(entry.item, "undo", { supersedes: entry.uuid });
     this.keep();
     this.flush();
-    return whole;
+    this.queue = [...places, ...this.queue.filter((item) => !back.has(item))];
+    this.judged -= this.finishes(group) * places.length;
+    const last = group[group.length - 1];
+    this.begin(this.restored(last, group), last.kind === "skip" ? null : last.uuid);
   }
 
   changed() {
@@ -296,35 +420,45 @@ class View {
   constructor(session, el) {
     this.session = session;
     this.zoom = 1;
+    this.origin = [50, 50]; // percent
+    this.asking = false; // whether a reason for skipping is asked
     const root = document.createElement("div");
-    root.className = "pathloop-panel is-pixelated";
+    root.className = `pathloop-panel is-${session.options.view}`;
     root.tabIndex = 0;
     root.dataset.lmSuppressShortcuts = "true"; // else JupyterLab takes b, x, a, c ... as notebook commands
-    root.setAttribute("role", "region");
-    root.setAttribute("aria-label", "Labelling panel. Press h for its keys");
+    root.setAttribute("role", "application"); // screen readers let its keys through
+    root.setAttribute("aria-label", `${session.options.title}. Press h for its keys, Escape to leave`);
     root.innerHTML = session.model.get("skeleton");
     el.appendChild(root);
     this.root = root;
-    this.part = (name) => root.querySelector(`[data-part="${name}"]`);
-    this.part("image").addEventListener("load", () => requestAnimationFrame(() => session.painted()));
-    this.part("comment").addEventListener("input", (event) => {
-      session.touch();
-      session.marks.comment = event.target.value;
-    });
-    this.part("banner").addEventListener("click", () => {
-      session.refusal = "";
-      this.draw();
-    });
-    this.part("frame").addEventListener("pointermove", (event) => this.pan(event));
+    root.classList.toggle("is-pixelated", this.preference("smooth") === "no");
+    this.parts = Object.fromEntries([...root.querySelectorAll("[data-part]")].map((node) => [node.dataset.part, node]));
     root.addEventListener("keydown", (event) => this.onKey(event));
     root.addEventListener("click", (event) => this.onClick(event));
-    for (const name of ["focusin", "focusout"]) root.addEventListener(name, () => setTimeout(() => this.drawKeys()));
+    root.addEventListener("input", (event) => {
+      if (event.target === this.parts.comment) session.draft.comment = event.target.value;
+    });
+    root.addEventListener("focusin", () => this.drawFocus());
+    root.addEventListener("focusout", () => setTimeout(() => this.drawFocus()));
+    this.parts.frame?.addEventListener("pointermove", (event) => this.follow(event));
+    this.drawFocus();
+    this.drawTools();
     this.draw();
-    this.drawKeys();
   }
 
+  preference(name, value) {
+    try {
+      if (value !== undefined) localStorage.setItem(`pathloop:${name}`, value);
+      return localStorage.getItem(`pathloop:${name}`);
+    } catch {
+      return null;
+    }
+  }
+
+  // ---- keys and clicks ----
   onKey(event) {
-    if (event.target.tagName === "INPUT") {
+    event.stopPropagation(); // never a notebook command
+    if (isTyping(event.target)) {
       if (event.key === "Enter" || event.key === "Escape") {
         this.root.focus({ preventScroll: true });
         event.preventDefault();
@@ -333,160 +467,202 @@ class View {
     }
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.tagName === "BUTTON" && (event.key === " " || event.key === "Enter")) return; // the button's own keys
-    const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1];
-    const action = { a: "plausible", x: "implausible", u: "unsure", " ": "skip", Backspace: "undo", Enter: "next", c: "comment", z: "zoom", s: "smooth", r: "references", h: "help", "?": "help", Escape: "leave" }[
-      event.key.length === 1 ? event.key.toLowerCase() : event.key
-    ];
+    const digit = Number(/^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1] ?? 0);
+    const action = this.session.options.keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!digit && !action) return;
-    event.preventDefault();
-    if (event.repeat) return;
-    if (digit) {
-      const name = this.part("rows").children[digit - 1]?.dataset.name;
-      if (name) this.session.mark(name, event.shiftKey ? "unsure" : "failed");
-    } else this.act(action);
+    if (event.repeat && !/^Arrow/.test(event.key)) return event.preventDefault();
+    const handled = this.asking ? this.answerReason(digit, action) : digit ? this.onDigit(digit, event.shiftKey) : this.act(action);
+    if (handled !== false) event.preventDefault();
   }
 
   onClick(event) {
     const button = event.target.closest("[data-do]");
-    if (button) {
-      const row = button.closest("[data-name]");
-      if (row) this.session.mark(row.dataset.name, button.dataset.do);
-      else this.act(button.dataset.do);
-    }
-    if (event.target.tagName !== "INPUT" && event.detail) this.focusUnlessComment(button);
+    if (button?.dataset.do === "reason") this.answerReason(Number(button.dataset.number));
+    else if (button && !this.onButton(button)) this.act(button.dataset.do);
+    if (!isTyping(event.target) && event.detail && button?.dataset.do !== "comment") this.root.focus({ preventScroll: true });
   }
 
-  focusUnlessComment(button) {
-    if (button?.dataset.do !== "comment") this.root.focus({ preventScroll: true });
+  onButton() {
+    return false; // true where a panel has buttons that need more than a name
+  }
+
+  onDigit() {
+    return false;
   }
 
   act(action) {
-    const session = this.session;
-    if (["plausible", "implausible", "unsure"].includes(action)) session.decide(action);
-    else if (action === "next") {
-      if (session.marks.failed.length || session.marks.unsure.length) session.decide(session.marks.failed.length ? "implausible" : "unsure");
-      else session.say("Nothing is marked: press a when every criterion is met.");
-    } else if (action === "skip") session.skip();
+    const { session } = this;
+    if (action === "skip") this.askReason();
     else if (action === "undo") session.undo();
-    else if (action === "comment") this.part("comment").focus();
-    else if (action === "smooth") this.root.classList.toggle("is-pixelated");
-    else if (action === "zoom") this.setZoom({ 1: 2, 2: 4, 4: 1 }[this.zoom]);
-    else if (action === "references") this.part("references").hidden = !this.part("references").hidden || !session.model.get("has_references");
-    else if (action === "help") this.part("help").hidden = !this.part("help").hidden;
+    else if (action === "comment") this.parts.comment?.focus();
+    else if (action === "smooth") this.preference("smooth", this.root.classList.toggle("is-pixelated") ? "no" : "yes");
+    else if (action === "zoom") this.setZoom({ 1: 2, 2: 4, 4: 8, 8: 1 }[this.zoom]);
+    else if (action === "references" && session.options.references) this.parts.references.hidden = !this.parts.references.hidden;
+    else if (action === "help") this.parts.help.hidden = !this.parts.help.hidden;
     else if (action === "leave") this.root.blur();
+    else if (action === "dismiss") session.refusal = "";
+    else if (/^(left|right|up|down)$/.test(action) && this.zoom > 1) this.pan(action);
+    else return false;
+    if (action === "dismiss") session.changed();
     this.drawTools();
+    return true;
+  }
+
+  askReason() {
+    if (!this.session.ready()) return;
+    this.asking = true;
+    this.session.touch();
+    this.draw();
+  }
+
+  answerReason(digit, action) {
+    const reason = this.session.options.reasons[digit - 1];
+    if (!reason && action !== "skip" && action !== "leave" && action !== "undo" && digit !== -1) return true;
+    this.asking = false;
+    if (reason || action === "skip" || digit === -1) this.session.skip(reason);
+    else this.draw();
+    return true;
   }
 
   setZoom(zoom) {
     this.zoom = zoom;
-    this.part("image").style.transform = zoom === 1 ? "" : `scale(${zoom})`;
-    this.part("frame").classList.toggle("is-zoomed", zoom > 1);
-    const scale = this.part("scale");
-    if (scale) scale.style.width = `${scale.dataset.percent * zoom}%`;
+    this.place();
+    this.parts.frame.classList.toggle("is-zoomed", zoom > 1);
+    for (const scale of this.root.querySelectorAll("[data-percent]")) scale.style.width = `${scale.dataset.percent * zoom}%`;
   }
 
-  pan(event) {
+  place() {
+    for (const canvas of this.root.querySelectorAll("[data-zooms]")) {
+      canvas.style.transformOrigin = `${this.origin[0]}% ${this.origin[1]}%`;
+      canvas.style.transform = this.zoom === 1 ? "" : `scale(${this.zoom})`;
+    }
+  }
+
+  pan(action) {
+    const [x, y] = { left: [-1, 0], right: [1, 0], up: [0, -1], down: [0, 1] }[action];
+    this.origin = [this.origin[0] + 10 * x, this.origin[1] + 10 * y].map((value) => Math.min(100, Math.max(0, value)));
+    this.place();
+  }
+
+  follow(event) {
     if (this.zoom === 1) return;
-    const box = this.part("frame").getBoundingClientRect();
-    const percent = (at, start, size) => (100 * (at - start)) / size;
-    this.part("image").style.transformOrigin = `${percent(event.clientX, box.left, box.width)}% ${percent(event.clientY, box.top, box.height)}%`;
+    const box = (event.target.closest("[data-look]") ?? this.parts.frame).getBoundingClientRect();
+    this.origin = [(100 * (event.clientX - box.left)) / box.width, (100 * (event.clientY - box.top)) / box.height];
+    this.place();
   }
 
-  // Room for the longest checklist, so that the buttons below do not move from one type to the next.
-  reserve() {
-    const list = this.part("rows");
-    if (this.reservedFor === list.clientWidth) return;
-    this.reservedFor = list.clientWidth;
-    list.style.minHeight = "";
-    const heights = Object.values(this.session.model.get("rows")).map((rows) => {
-      list.innerHTML = rows;
-      return list.offsetHeight;
-    });
-    list.style.minHeight = `${Math.max(0, ...heights)}px`;
+  // ---- drawing ----
+  write(part, text) {
+    if (this.parts[part] && this.parts[part].textContent !== String(text)) this.parts[part].textContent = text;
   }
 
-  drawKeys() {
+  paint(canvas, bitmap, description) {
+    if (canvas.shows === bitmap) return;
+    canvas.shows = bitmap;
+    canvas.width = bitmap.width; // empties it too
+    canvas.height = bitmap.height;
+    canvas.getContext("2d").drawImage(bitmap, 0, 0);
+    canvas.setAttribute("aria-label", description);
+  }
+
+  drawFocus() {
     const live = this.root.contains(document.activeElement);
-    this.part("keys").textContent = live ? "Keys are live · h for help" : "Click here to use the keys";
+    this.root.classList.toggle("is-live", live);
+    this.write("keys", live ? "Keys are live · h for help" : "Click here to use the keys");
   }
 
   drawTools() {
     const pressed = (name, on) => this.root.querySelector(`.pathloop-tools [data-do="${name}"]`)?.setAttribute("aria-pressed", on);
-    this.part("smooth_label").textContent = this.root.classList.contains("is-pixelated") ? "Pixels" : "Smooth";
-    this.part("zoom_label").textContent = `${this.zoom}×`;
+    this.write("smooth_label", this.root.classList.contains("is-pixelated") ? "Pixels" : "Smooth");
+    this.write("zoom_label", `${this.zoom}×`);
     pressed("zoom", this.zoom > 1);
     pressed("smooth", !this.root.classList.contains("is-pixelated"));
-    pressed("references", !this.part("references").hidden);
+    pressed("references", this.parts.references && !this.parts.references.hidden);
+    pressed("help", !this.parts.help.hidden);
+  }
+
+  drawHead() {
+    const { session } = this;
+    const { pending, judged, total, pace } = session;
+    const banner = [session.trouble, session.refusal].filter(Boolean).join(" ");
+    this.parts.banner.hidden = !banner;
+    this.root.classList.toggle("is-troubled", Boolean(banner));
+    this.write("banner_text", banner);
+    this.parts.dismiss.hidden = !session.refusal;
+    this.write("judged", judged);
+    this.write("total", total);
+    this.write("saved", session.saved);
+    this.write("unsaved", pending.size ? ` · ${pending.size} on the way` : "");
+    this.parts.bar.style.width = `${(100 * judged) / Math.max(total, 1)}%`;
+    this.parts.bar.parentElement.setAttribute("aria-valuenow", judged);
+    if (pace.length > 2) {
+      const each = Math.max(pace.reduce((a, b) => a + b) / pace.length, 0.1);
+      this.write("pace", `${(60 / each).toFixed(each < 2 ? 0 : 1)} a minute · about ${Math.max(1, Math.round((each * (total - judged)) / 60))} min left`);
+    }
+  }
+
+  note() {
+    const { queue, retired, complete, total } = this.session;
+    if (retired) return "This work is open in another place on this page: go on there, or run this cell again.";
+    if (!queue) return "Asking the kernel for the images …";
+    if (!queue.length) return total ? `All ${total} are judged. Thank you.` : "There is nothing to judge.";
+    return complete ? "" : "The image is on its way …";
   }
 
   draw() {
     const { session } = this;
-    const { current, queue, marks, pending } = session;
-    const total = session.model.get("total");
-    const judged = total - (queue?.length ?? total);
-    const banner = [session.trouble, session.refusal].filter(Boolean).join(" ");
-    this.part("banner").hidden = !banner;
-    this.root.classList.toggle("is-troubled", Boolean(banner));
-    if (this.part("banner").textContent !== banner) this.part("banner").textContent = banner;
-    this.part("judged").textContent = judged;
-    this.part("saved").textContent = session.saved;
-    this.part("unsaved").textContent = pending.size ? ` · ${pending.size} on the way` : "";
-    this.part("bar").style.width = `${(100 * judged) / Math.max(total, 1)}%`;
-    this.part("bar").parentElement.setAttribute("aria-valuenow", judged);
-    if (session.pace.length > 2) {
-      const each = session.pace.reduce((a, b) => a + b) / session.pace.length;
-      this.part("pace").textContent = `${(60 / Math.max(each, 0.1)).toFixed(1)} a minute · about ${Math.max(1, Math.round((each * queue.length) / 60))} min left`;
+    this.drawHead();
+    const note = this.note();
+    this.parts.note.hidden = !note;
+    this.write("note", note);
+    this.root.classList.toggle("is-empty", Boolean(note));
+    if (!note) {
+      this.drawPage();
+      if (!session.clock.shown) requestAnimationFrame(() => session.painted());
     }
-    const note = !queue ? "Asking the kernel for the images …" : !queue.length ? `All ${total} images are judged. Thank you.` : !current ? "The image is on its way …" : "";
-    this.part("note").hidden = !note;
-    this.part("note").textContent = note;
-    if (current && this.part("image").getAttribute("src") !== current.url) {
-      this.part("image").src = current.url;
-      this.part("image").alt = `Cell to judge, meant to be: ${current.cell_type}`;
-      this.part("image").style.transformOrigin = "50% 50%";
-    } else if (current) requestAnimationFrame(() => session.painted());
-    const type = current?.cell_type ?? "";
-    if (this.part("cell_type").textContent !== type) {
-      this.part("cell_type").textContent = type;
-      this.reserve();
-      this.part("rows").innerHTML = session.model.get("rows")[type] ?? "";
-      this.part("reference_type").textContent = type;
+    if (this.parts.comment && this.parts.comment.value !== session.draft.comment) this.parts.comment.value = session.draft.comment;
+    if (this.parts.reasons) this.parts.reasons.hidden = !this.asking;
+    this.parts.hint.classList.toggle("is-warning", session.hint.warning);
+    this.write("hint", session.hint.text);
+    if (this.announced !== session.page[0]) {
+      this.announced = session.page[0];
+      this.write("live", note || this.announcement());
     }
-    const urls = session.references.get(type) ?? [];
-    const row = this.part("reference_images");
-    if (row.dataset.showing !== urls.join()) {
-      row.dataset.showing = urls.join();
-      row.replaceChildren(...urls.map((url) => Object.assign(new Image(), { src: url, alt: `Real ${type}` })));
-    }
-    for (const line of this.part("rows").children) {
-      for (const state of ["failed", "unsure"]) {
-        const on = marks[state].includes(line.dataset.name);
-        line.classList.toggle(`is-${state}`, on);
-        line.querySelector(`[data-do="${state}"]`).setAttribute("aria-pressed", on);
-      }
-    }
-    if (this.part("comment").value !== marks.comment) this.part("comment").value = marks.comment;
-    const next = marks.failed.length ? "implausible" : marks.unsure.length ? "unsure" : "";
-    for (const name of ["plausible", "implausible", "unsure"]) {
-      const button = this.root.querySelector(`.pathloop-verdicts [data-do="${name}"]`);
-      button.classList.toggle("is-next", name === next);
-      button.setAttribute("aria-disabled", Boolean((name === "plausible" && next) || (name === "unsure" && next === "implausible")));
-    }
-    this.part("hint").classList.toggle("is-warning", session.hint.warning);
-    if (this.part("hint").textContent !== session.hint.text) this.part("hint").textContent = session.hint.text;
+  }
+
+  announcement() {
+    const { judged, total } = this.session;
+    return `Image ${judged + 1} of ${total}`;
+  }
+
+  drawReferences(type) {
+    const bitmaps = this.session.references.get(type) ?? [];
+    const row = this.parts.reference_images;
+    if (!row || row.shows === bitmaps) return;
+    row.shows = bitmaps;
+    this.write("reference_type", type);
+    row.replaceChildren(
+      ...bitmaps.map((bitmap) => {
+        const canvas = document.createElement("canvas");
+        canvas.setAttribute("role", "img");
+        this.paint(canvas, bitmap, `Real ${type}`);
+        return canvas;
+      }),
+    );
   }
 }
 
-export default () => {
+const start = (OwnSession, OwnView) => () => {
   let session;
   return {
     initialize({ model }) {
-      session = new Session(model);
+      session = new OwnSession(model);
       return () => session.close();
     },
     render({ el }) {
-      const view = new View(session, el);
+      const view = new OwnView(session, el);
       session.views.add(view);
+      session.changed();
       return () => session.views.delete(view);
     },
   };

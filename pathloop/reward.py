@@ -446,7 +446,7 @@ class RewardModel:
         device: str = "auto", # Where to run
     ):
         self.device = pick_device(device)
-        self.nets = [net.eval().to(self.device) for net in nets]
+        self.nets = [net.eval().requires_grad_(False).to(self.device) for net in nets]
         self.classes, self.criteria, self.size = list(classes), list(criteria), size
         self.calibration, self.report, self.history, self.settings = calibration, report, history, settings
 
@@ -507,6 +507,14 @@ class RewardModel:
             raise ValueError(f"penalty must be 0 or more; got {penalty}")
         members = self._members(self.logits(images, labels), 0, np.asarray(labels))
         return (members.mean(0) - penalty * members.std(0)).clip(0, 1).astype(np.float32)
+
+    def log_plausible(
+        self,
+        images: Tensor, # (n, 3, size, size) in [-1, 1]
+        labels: Tensor, # The class each is shown as (n,)
+    ) -> Tensor: # (n,), at most 0
+        "The members' mean log p(plausible), not calibrated: for gradients with respect to the images."
+        return torch.stack([F.logsigmoid(net(images, labels)[:, 0]) for net in self.nets]).mean(0)
 
     def spread(
         self,

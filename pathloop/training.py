@@ -282,7 +282,7 @@ class _Loop:
         for draw in range(settings.accumulate):
             last = draw + 1 == settings.accumulate
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False): # Cached copies of weights outlive their updates
                     loss = self.step_loss(self.model, random) / settings.accumulate
                 loss.backward()
             total += self.accelerator.reduce(loss.detach(), "mean").item()

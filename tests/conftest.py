@@ -3,9 +3,11 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from postgresql_server import PrivateServer, postgresql_missing
 
 # Small networks gain nothing from more threads, and lose much on a busy machine. Inherited by every process under test.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,6 +54,42 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets in {folder}: set PATHLOOP_SHARED to the folder that holds data/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PrivateServer]:
+    "A PostgreSQL server for these tests alone. Not durable: a test that wants to be quick need not wait for the disk."
+    reason = postgresql_missing()
+    if reason:
+        pytest.skip(reason)
+    server = PrivateServer(durable=False)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def new_store_url(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, pytest.FixtureRequest], str]:
+    "Copies of one empty feedback store of each kind: quicker than to walk all the migrations for each test."
+    from pathloop.feedback import FeedbackStore
+
+    empty: dict[str, str] = {}
+
+    def copy(kind: str, request: pytest.FixtureRequest) -> str:
+        fresh = tmp_path_factory.mktemp("store") / "feedback.db"
+        server = request.getfixturevalue("postgresql") if kind == "postgresql" else None
+        if kind not in empty:
+            empty[kind] = server.new_database() if server else str(fresh)
+            FeedbackStore(empty[kind]).close()
+            return copy(kind, request)
+        return server.new_database(empty[kind].rsplit("/", 1)[1]) if server else str(shutil.copy(empty[kind], fresh))
+
+    return copy
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, new_store_url: Callable[[str, pytest.FixtureRequest], str]) -> str:
+    "Where an empty feedback store lies, on each kind of database in turn."
+    return new_store_url(request.param, request)
 
 
 def copy_checkout(parent: Path) -> Path:

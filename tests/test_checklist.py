@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from importlib.resources import files
@@ -15,9 +16,11 @@ from pathloop.checklist import (
     AS_IN_REFERENCES,
     Checklist,
     Criterion,
+    checklist_faults,
     generic_checklist,
     load_checklist,
     packaged_checklists,
+    start_checklist,
     verdict_of,
 )
 
@@ -143,11 +146,11 @@ def test_all_faults_at_once(raw: dict, faults_of: Callable[..., list[str]]) -> N
     raw["cell_types"]["eosinophil"]["findings"]["granules"] = ""
     faults = faults_of(raw, required_types=["blast"])
     for part in (
-        "'verson', did you mean 'version'",
+        "verson: unknown key, did you mean 'version'",
         "'version' is missing",
         "schema: must be 1",
         "monocyte.findings: 'chromatin' is missing",
-        "'granuls', did you mean 'granules'",
+        "granuls: unknown key, did you mean 'granules'",
         "'nobody' is not among",
         "eosinophil.findings.granules: must be text",
         "'blast' is asked for",
@@ -156,10 +159,78 @@ def test_all_faults_at_once(raw: dict, faults_of: Callable[..., list[str]]) -> N
     assert len(faults) == 8
 
 
+def test_each_fault_has_its_line(tmp_path: Path) -> None:
+    text = files("pathloop").joinpath("checklists/bone-marrow.yaml").read_text(encoding="utf-8").splitlines()
+    at = {part: next(i for i, line in enumerate(text, start=1) if part in line) for part in ('version: "', "  basophil:", "  megakaryocyte:")}
+    text[at['version: "'] - 1] = "version: 1.0"
+    text[at["  basophil:"] + 2] += " # then twice"
+    text.insert(at["  basophil:"] + 3, "      cell_size: again")
+    text[at["  megakaryocyte:"] + 3] = '      cell_size: ""'
+    (tmp_path / "x.yaml").write_text("\n".join(text), encoding="utf-8")
+    found = [(fault.line, fault.where) for fault in checklist_faults(tmp_path / "x.yaml")]
+    assert found == [(at['version: "'], "version"), (at["  basophil:"] + 4, "cell_types.basophil.findings"), (at["  megakaryocyte:"] + 4, "cell_types.megakaryocyte.findings.cell_size")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  granules: Are", "  rater: Are", "criteria.rater: the name of a criterion must be small letters.*none of verdict"),
+        ("  granules: Are", "  Granules?: Are", "criteria.Granules\\?: the name of a criterion must be small letters"),
+        ("  platelet:", "  7:", "cell_types.7: the name of a type must be text"),
+        ("criteria:", "criteria: [", "line [0-9]+: file: must be valid YAML"),
+    ],
+)
+def test_names_that_would_do_harm_later(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = files("pathloop").joinpath("checklists/peripheral-blood.yaml").read_text(encoding="utf-8")
+    (tmp_path / "x.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
+    assert re.search(message, "\n".join(map(str, checklist_faults(tmp_path / "x.yaml"))))
+    with pytest.raises(ValueError, match=message):
+        load_checklist(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("name", ["peripheral-blood", "bone-marrow"])
+def test_packaged_checklists_are_whole(name: str) -> None:
+    assert checklist_faults(name) == []
+    checklist = load_checklist(name)
+    assert checklist.name == name and checklist.criteria_names == CRITERIA
+    raw = yaml.safe_load(files("pathloop").joinpath(f"checklists/{name}.yaml").read_text(encoding="utf-8"))
+    cited = {key for entry in raw["cell_types"].values() for key in entry["references"]}
+    assert cited == set(raw["references"]) and all(entry["references"] for entry in raw["cell_types"].values())
+    assert all(c.question.endswith("?") and c.expected and c.reference for kind in checklist.classes for c in checklist.for_type(kind))
+    assert len({tuple(c.expected for c in criteria) for criteria in checklist.cell_types.values()}) == len(checklist.classes)
+
+
+def test_types_of_both_tissues_read_alike() -> None:
+    blood, marrow = load_checklist(), load_checklist("bone-marrow")
+    assert {"blast", "plasma cell", "proerythroblast", "megakaryocyte"} <= set(marrow.classes) and len(marrow.classes) == 17
+    for kind in ("myelocyte", "metamyelocyte", "band neutrophil", "segmented neutrophil", "basophil"):
+        assert [c.expected for c in blood.for_type(kind)] == [c.expected for c in marrow.for_type(kind)]
+
+
+def test_start_check_fill_load(tmp_path: Path) -> None:
+    path = start_checklist(tmp_path / "mine.yaml", ["monocyte", "hairy cell"])
+    left = checklist_faults(path)
+    assert [fault.where for fault in left] == [f"cell_types.hairy cell.findings.{name}" for name in CRITERIA]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for fault in left:
+        lines[fault.line - 1] = lines[fault.line - 1].replace("''", "as in hairy cells")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    mine = load_checklist(path)
+    assert mine.name == "mine" and mine.classes == ["monocyte", "hairy cell"]
+    assert mine.for_type("monocyte") == load_checklist().for_type("monocyte")
+    with pytest.raises(FileExistsError):
+        start_checklist(path, ["monocyte"])
+    with pytest.raises(ValueError, match="cell_types must be different names"):
+        start_checklist(tmp_path / "other.yaml", [])
+    with pytest.raises(ValueError, match="packaged checklist"):
+        start_checklist(tmp_path / "other.yaml", ["x"], base="marrow")
+    assert not (tmp_path / "other.yaml").exists()
+
+
 @pytest.mark.parametrize("version", [1.0, 1, "1.0", "v1.0.0", "", None])
 def test_wrong_version(raw: dict, faults_of: Callable[..., list[str]], version: object) -> None:
     raw["version"] = version
-    assert faults_of(raw) == [f'- version: must be text such as "1.0.0", in quotes; got {version!r}']
+    assert [fault.split(": ", 1)[1] for fault in faults_of(raw)] == [f'version: must be text such as "1.0.0", in quotes; got {version!r}']
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "text", "schema: 1"])
@@ -171,7 +242,7 @@ def test_not_a_checklist_at_all(content: str, faults_of: Callable[..., list[str]
 @pytest.mark.parametrize("value", [None, {}, [], "text"])
 def test_empty_or_wrong_parts(raw: dict, faults_of: Callable[..., list[str]], key: str, value: object) -> None:
     raw[key] = value
-    assert any(fault.startswith(f"- {key}: must be a mapping") for fault in faults_of(raw))
+    assert any(f": {key}: must be a mapping" in fault for fault in faults_of(raw))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +258,7 @@ def test_bad_yaml_and_repeated_keys(tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     for content, word in (
         ("a: [1", "valid YAML"),
-        ("name: a\nname: b", "keys given twice: name"),
+        ("name: a\nname: b", "line 2: file: key 'name' is given twice, first in line 1"),
         ("!!python/object:os.system {}", "valid YAML"),
     ):
         path.write_text(content, encoding="utf-8")

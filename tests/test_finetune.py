@@ -1,4 +1,4 @@
-"""Finetuning: exact limits of the objective, the untouched original, and bad weights."""
+"""Finetuning: exact limits of the objectives, the untouched original, adapters, and bad weights."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 from test_diffusion import NETWORK, SHORT, make_cells
 
 from pathloop.diffusion import Generator, Pool, pretrain
-from pathloop.finetune import FinetuneConfig, check_weights, finetune
+from pathloop.finetune import METHODS, FinetuneConfig, check_weights, finetune, optimality, pairs_within_types
 
 SETTINGS = FinetuneConfig(steps=6, batch_size=8, precision="fp32", warmup=1, learning_rate=1e-3)
 
@@ -79,3 +79,94 @@ def test_what_does_not_fit(start: tuple[Generator, Pool]) -> None:
         finetune(generator, replace(pool, classes=["x", "y", "z"]), np.ones(12), make_cells())
     with pytest.raises(ValueError, match="real must hold images of 16 px"):
         finetune(generator, pool, np.ones(12), make_cells(size=32))
+
+
+def toy_reward(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    "Likes bright images."
+    return torch.nn.functional.logsigmoid(20 * images.mean(dim=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_resumes_and_repeats(start: tuple[Generator, Pool], tmp_path, method: str) -> None:
+    generator, pool = start
+    settings = replace(SETTINGS, checkpoint_every=2)
+    more = {"reward": toy_reward} if method == "draft" else {}
+
+    def tune(checkpoint=None) -> Generator:
+        return finetune(generator, pool, np.linspace(0, 1, 12), make_cells(), method, settings, checkpoint, **more)  # type: ignore[arg-type]
+
+    result, before = tune(), generator.id
+    assert result.id != before == generator.id and all(torch.isfinite(p).all() for p in result.unet.parameters())
+    tune(tmp_path / "c.safetensors")
+    assert tune(tmp_path / "c.safetensors").id == result.id
+
+
+@pytest.mark.parametrize("method", ["kto", "dpo", "nft"])
+def test_without_a_step_nothing_is_gained(start: tuple[Generator, Pool], method: str) -> None:
+    "At the start the network is its own reference: with no learning rate it stays there."
+    generator, _ = start
+    assert largest_gap(run(start, np.linspace(0, 1, 12), method, learning_rate=0.0), generator) < 1e-6
+
+
+def test_indifferent_weights_leave_nft_to_the_anchor(start: tuple[Generator, Pool]) -> None:
+    "All as good as their type's average: only real images speak, and only where dropout is off do the two terms cancel."
+    still = run(start, np.full(12, 0.7), "nft", beta=0.0, steps=1, learning_rate=1e-4)
+    assert largest_gap(still, start[0]) < largest_gap(run(start, np.linspace(0, 1, 12), "nft", beta=0.0, steps=1, learning_rate=1e-4), start[0])
+    np.testing.assert_array_equal(optimality(np.array([0, 0, 1]), np.array([0.2, 0.2, 0.9])), 0.5)
+    assert optimality(np.zeros(4, int), np.array([0.0, 0.4, 0.6, 1.0])).tolist() == pytest.approx([0.5 - 0.5 / (2 * 0.7211) , 0.5 - 0.1 / (4 * 0.3606), 0.5 + 0.1 / (4 * 0.3606), 0.5 + 0.5 / (2 * 0.7211)], abs=2e-3)
+
+
+def test_pairs_are_of_one_type_better_first() -> None:
+    labels, weights = np.repeat([0, 1], 6), np.tile(np.linspace(0, 1, 6), 2)
+    pairs = pairs_within_types(labels, weights)
+    assert (labels[pairs[:, 0]] == labels[pairs[:, 1]]).all() and (weights[pairs[:, 0]] - weights[pairs[:, 1]] >= 0.1).all()
+    with pytest.raises(ValueError, match="must differ by 0.1 or more"):
+        pairs_within_types(labels, np.full(12, 0.6))
+
+
+def test_given_pairs_decide(start: tuple[Generator, Pool]) -> None:
+    generator, pool = start
+    pairs = np.array([[0, 3], [1, 4], [2, 5]])
+    one, other = (finetune(generator, pool, np.full(12, 0.5), make_cells(), "dpo", SETTINGS, pairs=p) for p in (pairs, pairs[:, ::-1]))
+    assert largest_gap(one, other) > 1e-4
+    for bad in (np.array([[0, 12]]), np.array([0, 1]), np.array([[0.5, 1.0]])):
+        with pytest.raises(ValueError, match="pairs must be whole numbers"):
+            finetune(generator, pool, np.full(12, 0.5), make_cells(), "dpo", SETTINGS, pairs=bad)
+
+
+def test_the_reward_gradient_raises_the_reward(start: tuple[Generator, Pool]) -> None:
+    generator, pool = start
+    settings = replace(SETTINGS, steps=40, batch_size=6, beta=0.0, average=0.5, learning_rate=1e-3)
+    tuned = finetune(generator, pool, np.ones(12), make_cells(), "draft", settings, reward=toy_reward)
+    labels, seeds = np.arange(24) % 3, np.arange(24)
+    assert (tuned.sample(labels, seeds, steps=8) - generator.sample(labels, seeds, steps=8)).mean() > 0.02
+    with pytest.raises(ValueError, match="reward must be given"):
+        run(start, np.ones(12), "draft")
+
+
+def test_coarse_noise_only_never_shows_the_pool_at_low_noise() -> None:
+    from pathloop.finetune import _levels
+
+    sigma = _levels(4000, 0.3, torch.Generator().manual_seed(0))
+    assert sigma.min() >= 0.3 and _levels(4000, 0.0, torch.Generator().manual_seed(0)).min() < 0.05
+
+
+def test_adapters_change_only_what_they_touch(start: tuple[Generator, Pool]) -> None:
+    pytest.importorskip("peft")
+    generator, _ = start
+    tuned = run(start, np.linspace(0, 1, 12), "kto", lora_rank=2)
+    before, after = generator.unet.state_dict(), tuned.unet.state_dict()
+    assert list(before) == list(after), "merged: nothing of the adapters is left"
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(any(part in name for part in ("to_q", "to_k", "to_v", "to_out", "conv1", "conv2")) for name in moved)
+
+
+@pytest.mark.parametrize(("name", "value"), [("strength", 0.0), ("mix", 1.5), ("accept", -0.1), ("noise_from", -1.0), ("beta", -1.0), ("lora_rank", -1)])
+def test_bad_settings(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be from"):
+        FinetuneConfig(**{name: value})
+
+
+def test_nothing_accepted(start: tuple[Generator, Pool]) -> None:
+    with pytest.raises(ValueError, match=r"weights must exceed accept=0.5 somewhere"):
+        run(start, np.full(12, 0.4), "sft")

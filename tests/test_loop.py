@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pathloop.core import file_hash
+from pathloop.core import file_hash, read_json, write_json
 from pathloop.data import to_uint8
 from pathloop.loop import (
-    ARMS,
     TINY,
     NeedsFeedback,
     Study,
@@ -26,6 +26,7 @@ from pathloop.loop import (
     read_config,
     save_cells,
     shipped_generator,
+    study_arms,
     write_config,
 )
 from pathloop.smear import make_smear
@@ -52,7 +53,7 @@ def test_every_step_left_a_card_with_its_inputs(finished: Study) -> None:
 
 @pytest.mark.slow
 def test_arms_share_seeds_and_controls_are_there(finished: Study) -> None:
-    pools = {name: finished.pool(name) for name in ARMS}
+    pools = {name: finished.pool(name) for name in study_arms()}
     first = pools["untouched"]
     assert {"untouched, guided", "real-only"} <= set(pools)
     for name, pool in pools.items():
@@ -134,12 +135,42 @@ def test_a_person_can_be_the_pathologist(tmp_path: Path) -> None:
     study = Study.create(tmp_path / "s", config, say=lambda line: None)
     with pytest.raises(NeedsFeedback, match="0 of 48 images are judged"):
         study.run(until="reward")
-    queue = study.label_panel("dr-one").queue
-    for i in range(48):
-        queue.judge("plausible" if i % 2 else "implausible", ["chromatin"] if i % 2 == 0 else [])
+    queue, own = study.label_panel("dr-one").queue, 0
+    while (item := queue.current) is not None:  # real cells and repeats are mixed in, and the rater is not told
+        fails = own % 2 == 1 and item.generator != "real"
+        queue.judge("implausible" if fails else "plausible", ["chromatin"] if fails else [])
+        own += item.generator != "real"
     study.run(until="reward")
     assert set(study.store.events()["source"]) == {"human"}
-    assert study.card("feedback/round-1")["results"]["verdicts"] == {"plausible": 24, "implausible": 24}
+    verdicts = study.card("feedback/round-1")["results"]["verdicts"]
+    assert set(verdicts) == {"plausible", "implausible"} and sum(verdicts.values()) == 48
+    assert len(study.store.events()) > 48, "attention checks and repeats were asked too"
+
+
+@pytest.mark.slow
+def test_two_rounds_share_the_labels_and_a_guarded_end_leaves_out_the_second(tmp_path: Path) -> None:
+    said: list[str] = []
+    config = StudyConfig(**TINY | {"method": "kto", "rounds": 2, "labels": 97, "finetune_steps": 3, "reward_steps": 20})
+    study = Study.create(tmp_path / "s", config, say=said.append)
+    study.run(until="pretrain")
+    for step in (study.sample, study.review, study.reward, study.finetune):
+        step()
+    assert study.round_now == 2 and len(study.asked(1)) == 49 and not (study.folder / "generators/kto").exists()
+    shutil.copytree(study.folder, tmp_path / "ended")
+    study.run(until="finetune")
+    assert len(study.asked(2)) == 48 and not set(study.pool("round-1").seeds) & set(study.pool("round-2").seeds)
+    assert study.pool("round-2").generator_id == study.generator("kto-round-1").id != study.generator("kto").id
+    assert study.card("rewards/round-2")["results"]["report"]["counts"]["judged"] == 97
+    assert set(study.card("rewards/round-2")["inputs"]) == {"feedback/round-1", "feedback/round-2", "real"}
+    assert study.card("generators/real-only")["settings"]["steps"] == 6
+    assert [look["step"] for look in study.card("generators/kto")["results"]["guard"]] == [0, 1, 2, 3]
+
+    card = read_json(tmp_path / "ended/generators/kto-round-1/card.json")
+    card["results"]["stopped"] = "the judge accepts 9.0 points fewer"
+    write_json(tmp_path / "ended/generators/kto-round-1/card.json", card)
+    ended = Study(tmp_path / "ended", say=said.append).run(until="finetune")
+    assert ended.generator("kto").id == ended.generator("kto-round-1").id and not (ended.folder / "pools/round-2").exists()
+    assert any("round 2 is left out: an earlier round was ended, because the judge accepts 9.0 points fewer" in line for line in said)
 
 
 @pytest.mark.slow
@@ -169,6 +200,10 @@ def test_settings_round_trip_and_faults(tmp_path: Path) -> None:
         read_config(tmp_path / "study.toml")
     with pytest.raises(ValueError, match="labels must be at least 1; got 0"):
         StudyConfig(labels=0)
+    with pytest.raises(ValueError, match="rounds must be at least 1; got 0"):
+        StudyConfig(rounds=0)
+    with pytest.raises(ValueError, match="method must be one of .*'feedback-guidance'.*; got 'real-only'"):
+        StudyConfig(method="real-only")
 
 
 def test_no_study_there(tmp_path: Path) -> None:

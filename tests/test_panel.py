@@ -13,10 +13,15 @@ import pandas as pd
 import pytest
 
 import pathloop
+from pathloop.adjudicate import AdjudicatePanel, AdjudicateQueue
+from pathloop.assignments import Design, make_pairs, make_worklist
+from pathloop.blind import BlindPanel, BlindQueue, seal_reading
 from pathloop.checklist import load_checklist
+from pathloop.compare import ComparePanel, CompareQueue
 from pathloop.data import CellImages
 from pathloop.feedback import FeedbackStore
-from pathloop.panel import _SKELETON, LabelPanel, LabelQueue, answer_message, answers_from_marks
+from pathloop.grid import GridPanel, GridQueue
+from pathloop.panel import LABEL_KEYS, LabelPanel, LabelQueue, answer_message, answers_from_marks, change_keys
 
 CHECKLIST = load_checklist("peripheral-blood")
 CRITERIA = [criterion.name for criterion in CHECKLIST.criteria]
@@ -39,7 +44,7 @@ _numbers = count()
 
 def event(item, verdict="plausible", **more):
     about = {"uuid": str(uuid4()), "kind": "review", "session": "browser", "client_seq": next(_numbers)}
-    return about | {"image": item.image, "shown_as": item.cell_type, "verdict": verdict, "failed": [], "unsure": []} | more
+    return about | {"key": item.key, "verdict": verdict, "failed": [], "unsure": []} | more
 
 
 def send(queue, *events):
@@ -169,9 +174,9 @@ def test_bad_arguments(store, change, message):
         ({"verdict": "good"}, "verdict must be one of"),
         ({"verdict": None}, "verdict must be one of"),
         ({"failed": ["chromatin"]}, "must not come with"),
-        ({"shown_as": "hepatocyte"}, "image must be one of this queue"),
-        ({"image": "0" * 64}, "image must be one of this queue"),
-        ({"image": None}, "image must be one of this queue"),
+        ({"key": "0" * 32}, "key must be that of an image of this queue"),
+        ({"key": None}, "key must be that of an image of this queue"),
+        ({"kind": "reading"}, "kind must be one of"),
         ({"kind": "erase"}, "kind must be one of"),
         ({"kind": "undo", "supersedes": str(uuid4())}, "there is none"),
         ({"seconds": -3}, "seconds must be"),
@@ -211,7 +216,8 @@ def test_two_threads_and_a_reload_between(store):
     stored = store.events()
     assert len(stored) == 10 and set(stored["uuid"]) == {entry["uuid"] for entry in events}
     by_image = dict(zip(stored["image"], stored["answers"], strict=True))
-    assert all(by_image[entry["image"]][entry["failed"][0]] == "no" for entry in events)
+    image_of = {item.key: item.image for item in queue.items}
+    assert all(by_image[image_of[entry["key"]]][entry["failed"][0]] == "no" for entry in events)
     hello = answer_message(queue, {"kind": "hello", "events": []})[0]
     assert hello["queue"] == [] and len(hello["history"]) == 10
 
@@ -279,8 +285,292 @@ def test_torch_is_never_imported():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_page_and_the_script_name_the_same_parts():
+SCRIPTS = {"label": "", "grid": "", "compare": "", "blind": "", "adjudicate": "label"}
+
+
+def panels(store):
+    "One of each kind of panel, on small images."
+    pairs = make_pairs(store, "pairs", IMAGES[:5], IMAGES[5:], LABELS[:5], CLASSES, ("secret-0", "secret-1"), Design(raters=2, overlap_raters=2))
+    real, fake = (CellImages(IMAGES[rows], LABELS[rows], CLASSES) for rows in (slice(0, 5), slice(5, 10)))
+    blind = seal_reading(store, "blind", real, {"secret-0": fake}, readers=2)
+    for rater, verdict in (("Xaver", "plausible"), ("Yvonne", "implausible")):
+        LabelQueue(IMAGES, LABELS, CLASSES, CHECKLIST, store, rater, "secret-0").judge(verdict)
+    given = (IMAGES, LABELS, CLASSES, CHECKLIST, store, "Ana", "secret-0")
+    return {
+        "label": LabelPanel(*given, references=real), "grid": GridPanel(*given, references=real, per_page=12),
+        "compare": ComparePanel(pairs, IMAGES, "Ana", references=real), "blind": BlindPanel(blind, IMAGES, "Ana"),
+        "adjudicate": AdjudicatePanel(IMAGES, CHECKLIST, store, "Ana", references=real),
+    }
+
+
+def test_the_page_and_the_script_name_the_same_parts(store):
     folder = Path(pathloop.__file__).parent
-    used = set(re.findall(r'part\("(\w+)"\)', (folder / "panel.js").read_text()))
-    drawn = set(re.findall(r'data-part="(\w+)"', _SKELETON.template)) | {"scale"}
-    assert used == drawn
+    common = folder / "panel.js"
+    for name, panel in panels(store).items():
+        text = "".join((folder / f"panel_{part}.js").read_text() for part in (name, SCRIPTS[name]) if part)
+        used = set(re.findall(r'(?:parts\.|write\(")(\w+)', text + common.read_text()))
+        optional = set(re.findall(r'parts\.(\w+)(?=\?\.| &&|\) )', common.read_text()))
+        drawn = set(re.findall(r'data-part="(\w+)"', panel.skeleton))
+        known = set(re.findall(r'data-part="(\w+)"', "".join(other.skeleton for other in panels(store).values())))
+        assert used <= known, f"{name}: {used - known} exists nowhere"
+        own = set(re.findall(r'(?:parts\.|write\(")(\w+)', text))
+        assert own - {"marked", "live"} <= drawn | optional, f"{name}: {own - drawn} is not drawn"
+        assert set(re.findall(r'data-do="(\w+)"', panel.skeleton)) <= set(panel.key_table) | {"dismiss", "reason", "rate"}, name
+
+
+def test_no_panel_tells_the_browser_where_images_come_from(store):
+    hidden = ["secret", "real\"", "control", "repeat", "assignment", *[item.image for item in LabelQueue(IMAGES, LABELS, CLASSES, CHECKLIST, store, "x", "y").items]]
+    for name, panel in panels(store).items():
+        sent = []
+        panel.send = lambda content, buffers=None, sent=sent: sent.append(content)
+        for message in ({"kind": "hello"}, {"kind": "images", "items": list(range(len(panel.queue.items)))}, {"kind": "warm"}, {"kind": "beat"}):
+            panel._handle_custom_msg(message, [])
+        assert [content["kind"] for content in sent] == ["state", "images", "saved", "saved"]
+        told = str(sent) + str({key: value for key, value in panel.get_state().items() if key not in ("_esm", "_css", "skeleton", "rows")})
+        assert not [word for word in hidden if word in told], name
+        if name == "blind":
+            assert not [kind for kind in CLASSES if kind in told + panel.skeleton]
+        if name == "adjudicate":
+            assert "Xaver" not in told and "Yvonne" not in told
+        panel.close()
+
+
+def test_snapshots_of_all_panels_are_whole(store):
+    for name, panel in panels(store).items():
+        text = panel.snapshot().text
+        assert "data:image/png" in text and "<canvas" not in text and "<script" not in text, name
+        panel.close()
+
+
+def test_only_answers_of_its_own_kind(store):
+    for name, panel in panels(store).items():
+        item = panel.queue.current
+        bad = {"uuid": str(uuid4()), "kind": panel.queue.kind, "key": item.key, "session": "browser", "client_seq": 0}
+        reply = send(panel.queue, bad)
+        assert reply["refused"] and "must be" in reply["refused"][0]["why"], name
+        panel.close()
+
+
+# ---- worklists ----
+
+
+def shared_work(store, **design):
+    real = np.random.default_rng(1).uniform(-1, 1, (6, 3, 8, 8)).astype(np.float32)
+    work = make_worklist(store, "round", IMAGES, LABELS, CLASSES, "generator-0", Design(**design), controls=(real, np.zeros(6, int), CLASSES))
+    return work, np.concatenate([IMAGES, real])
+
+
+def test_a_worklist_is_worked_off_with_checks_and_repeats_in_it(store):
+    work, images = shared_work(store, controls=0.2, repeats=0.1, repeat_gap=3, seed=3)
+    queue = LabelQueue.from_worklist(work, images, CHECKLIST, "Ana", sitting=4)
+    assert len(queue.items) == 4 and 10 <= queue.progress()["total"] <= 14
+    judged = 0
+    while queue.current:
+        queue.judge("plausible", seconds=2.0)
+        judged += 1
+    done = work.progress().loc["Ana"]
+    assert done["label done"] == 10 and done["control done"] >= 2 and judged == done["done"] == queue.progress()["judged"]
+    assert len(store.verdicts()) == 10 and queue.progress()["left"] == 0
+    purposes = store.events()["purpose"].value_counts()
+    assert purposes["control"] == done["control done"]
+    again = LabelQueue.from_worklist(work, images, CHECKLIST, "Ana", sitting=4)
+    assert again.current is None and len(again.history) == judged
+    again.undo()
+    assert again.current is not None and len(LabelQueue.from_worklist(work, images, CHECKLIST, "Ana").remaining()) == 1
+
+
+def test_the_browser_hears_of_more_work_in_time(store):
+    work, images = shared_work(store)
+    queue = LabelQueue.from_worklist(work, images, CHECKLIST, "Ana", sitting=4)
+    queued = answer_message(queue, {"kind": "hello", "events": []})[0]["queue"]
+    for _ in range(20):
+        if not queued:
+            break
+        reply = send(queue, event(queue.items[queued.pop(0)]))
+        assert not reply["refused"] and reply["total"] == 10
+        queued += reply["more"]
+    assert work.progress().loc["Ana", "done"] == 10
+
+
+def test_two_raters_never_get_the_same_piece_unless_asked(store):
+    work, images = shared_work(store)
+    queues = [LabelQueue.from_worklist(work, images, CHECKLIST, rater, sitting=2) for rater in ("Ana", "Ben")]
+    threads = [threading.Thread(target=lambda queue=queue: [queue.judge("plausible") for _ in range(99) if queue.current]) for queue in queues]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store.events()) == 10 and store.events()["image"].is_unique
+
+
+def test_a_changed_or_missing_image_is_told(store):
+    work, images = shared_work(store)
+    changed = images.copy()
+    changed[3] *= 0.5
+    with pytest.raises(ValueError, match="images must hold every image of worklist 'round', unchanged; 1 are missing"):
+        LabelQueue.from_worklist(work, changed, CHECKLIST, "Ana")
+
+
+def test_a_second_answer_to_a_finished_assignment_is_refused(store):
+    work, images = shared_work(store)
+    queue = LabelQueue.from_worklist(work, images, CHECKLIST, "Ana")
+    first = event(queue.items[0])
+    assert send(queue, first)["saved_ids"] == [first["uuid"]]
+    second = send(queue, event(queue.items[0], "implausible"))
+    assert "assignment must be open" in second["refused"][0]["why"] and len(store.events()) == 1
+
+
+def test_work_that_is_closed_meanwhile_keeps_what_was_said(store):
+    work, images = shared_work(store)
+    queue = LabelQueue.from_worklist(work, images, CHECKLIST, "Ana", sitting=4)
+    queue.judge("plausible")
+    work.close()
+    for _ in range(3):
+        queue.judge("plausible")
+    assert queue.current is None and len(store.events()) == 4
+    with pytest.raises(ValueError, match="must be open to take work"):
+        LabelQueue.from_worklist(work, images, CHECKLIST, "Ben")
+
+
+# ---- grid, pairs, blind reading, adjudication ----
+
+
+def test_a_page_is_one_message_and_is_undone_image_by_image(store):
+    queue = GridQueue(IMAGES, LABELS, CLASSES, CHECKLIST, store, "Ana", "generator-0")
+    state = answer_message(queue, {"kind": "hello", "events": []})[0]
+    groups = dict(state["groups"])
+    assert all(CHECKLIST.classes[groups[place]] == queue.items[place].cell_type for place in state["queue"])
+    page = [place for place in state["queue"] if groups[place] == groups[state["queue"][0]]]
+    events = [event(queue.items[place], "implausible" if i == 1 else "plausible") for i, place in enumerate(page)]
+    assert send(queue, *events)["saved"] == 5
+    verdicts = store.verdicts()
+    assert set(verdicts["view"]) == {"grid"} and verdicts.loc[queue.items[page[1]].image, "verdict"] == "implausible"
+    undo = [event(queue.items[place], kind="undo", supersedes=entry["uuid"]) for place, entry in zip(page, events, strict=True)]
+    assert send(queue, *undo)["saved"] == 0 and len(store.verdicts()) == 0
+
+
+@pytest.mark.parametrize(("change", "message"), [({"per_page": 11}, "per_page must be 12 to 48"), ({"dwell": -1}, "dwell must be a time")])
+def test_grid_arguments(store, change, message):
+    with pytest.raises(ValueError, match=message):
+        GridPanel(IMAGES, LABELS, CLASSES, CHECKLIST, store, "Ana", "generator-0", **change)
+
+
+@pytest.mark.parametrize("said", ["left", "right", "tie", "neither"])
+def test_a_preference_names_the_right_image_whatever_its_side(store, said):
+    first, second = IMAGES[:5], IMAGES[5:]
+    pairs = make_pairs(store, "pairs", first, second, LABELS[:5], CLASSES, ("old", "new"))
+    queue = CompareQueue(pairs, IMAGES, "Ana")
+    shown = []
+    while queue.current:
+        place = queue.remaining()[0]
+        shown.append((queue.items[place], queue.describe(place)[1]))
+        queue.answer(preferred=said)
+    for (item, images), answers in zip(shown, store.events()["answers"], strict=True):
+        on_side = {"left": images[0], "right": images[1]}
+        assert (on_side[answers["side"]] == item.pixels).all() and answers["other"] == item.other and answers["other_generator"] == "new"
+        expected = said if said in ("tie", "neither") else "this" if (on_side[said] == item.pixels).all() else "other"
+        assert answers["preferred"] == expected
+    assert len({answers["side"] for answers in store.events()["answers"]}) == 2
+    again = CompareQueue(pairs, IMAGES, "Ana")
+    again.undo()
+    assert again.current == shown[-1][0]
+
+
+def test_single_images_are_no_pairs(store):
+    work, images = shared_work(store)
+    panel = ComparePanel(work, images, "Ana")
+    sent = []
+    panel.send = lambda content, buffers=None: sent.append(content)
+    panel._handle_custom_msg({"kind": "images", "items": [0]}, [])
+    assert "worklist must be one of pairs" in sent[0]["text"]
+    panel.close()
+
+
+def test_blind_reading_is_sealed_until_closed(store):
+    real, fake = CellImages(IMAGES[:5], LABELS[:5], CLASSES), CellImages(IMAGES[5:], LABELS[5:], CLASSES)
+    work = seal_reading(store, "blind", real, {"generator-0": fake}, readers=2, repeats=0.2)
+    for reader in ("Ana", "Ben"):
+        queue = BlindQueue(work, IMAGES, reader)
+        while queue.current:
+            queue.answer(rating=6 if queue.current.image in real.hashes else 2)
+        queue.undo()
+        queue.answer(rating=6 if queue.current.image in real.hashes else 2)
+    assert set(store.events()["generator"]) == {"sealed"}
+    with pytest.raises(ValueError, match="must be closed"):
+        work.readings()
+    work.close()
+    readings = work.readings()
+    assert readings["correct"].all() and (readings["occurrence"] == 1).sum() == 20
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "message"),
+    [({}, "at least"), ({"real": CellImages(IMAGES[5:], LABELS[5:], CLASSES)}, "none named 'real'"),
+     ({"g": CellImages(IMAGES[5:, :, :4], LABELS[5:], CLASSES)}, "of the same size"), ({"g": CellImages(IMAGES[4:], LABELS[4:], CLASSES)}, "1 of 11 are doubled")],
+)
+def test_sets_that_give_themselves_away(store, synthetic, message):
+    with pytest.raises(ValueError, match=message):
+        seal_reading(store, "blind", CellImages(IMAGES[:5], LABELS[:5], CLASSES), synthetic, readers=1)
+
+
+def test_blind_reading_wants_a_sealed_worklist(store):
+    work, images = shared_work(store)
+    with pytest.raises(ValueError, match="must be sealed"):
+        BlindPanel(work, images, "Ana")
+
+
+def disagree(store, **verdicts):
+    for rater, said in verdicts.items():
+        queue = make_queue(store, rater, n=4, seed=None)
+        for letter in said:
+            queue.judge({"p": "plausible", "i": "implausible", "u": "unsure"}[letter], comment=f"{rater} says {letter}")
+
+
+def test_adjudication_takes_what_differs_and_hides_who_said_it(store):
+    disagree(store, Xaver="pppu", Yvonne="pipp")
+    queue = AdjudicateQueue(IMAGES, CHECKLIST, store, "Ana")
+    assert [item.image for item in queue.items] == [item.image for i, item in enumerate(make_queue(store, "new", n=4, seed=None).items) if i in (1, 3)]
+    told = queue.describe(0)[0]["votes"]
+    assert "plausible" in told and "implausible" in told and "Xaver" not in told.replace("Xaver says", "")
+    assert len(AdjudicateQueue(IMAGES, CHECKLIST, store, "Xaver").items) == 0
+    with pytest.raises(ValueError, match="images must hold every image that raters disagree on"):
+        AdjudicateQueue(IMAGES[5:], CHECKLIST, store, "Ana")
+
+
+def test_adjudication_has_two_stages_and_undoes_both(store):
+    disagree(store, Xaver="pppp", Yvonne="pipi")
+    queue = AdjudicateQueue(IMAGES, CHECKLIST, store, "Ana")
+    item = queue.items[0]
+    first = event(item, "plausible")
+    reply = send(queue, first)
+    assert reply["saved"] == 0 and queue.current == item
+    second = event(item, "implausible", failed=[CRITERIA[3]], supersedes=first["uuid"])
+    assert send(queue, second)["saved"] == 1 and queue.current == queue.items[1]
+    verdicts = store.verdicts()
+    mine = verdicts[verdicts["rater"] == "Ana"]
+    assert mine["verdict"].tolist() == ["implausible"] and mine["view"].tolist() == ["adjudication"]
+    history = answer_message(queue, {"kind": "hello", "events": []})[0]["history"]
+    assert len({entry["group"] for entry in history}) == 1 and len(history) == 2
+    undo = [event(item, kind="undo", supersedes=entry["uuid"]) for entry in (second, first)]
+    assert send(queue, *undo)["saved"] == 0 and "Ana" not in set(store.verdicts()["rater"])
+    queue.adjudicate("unsure", "plausible")
+    queue.adjudicate("plausible", "plausible")
+    assert queue.current is None and len(AdjudicateQueue(IMAGES, CHECKLIST, store, "Ben").items) == 0
+
+
+# ---- keys ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"jump": "j"}, "keys must name actions"), ({"plausible": "x"}, "keys must be different"), ({"plausible": "3"}, "neither digits"), ({"plausible": ""}, "keys must be different"), ({"undo": "ArrowUp"}, "nor arrows")],
+)
+def test_bad_keys(changes, message):
+    with pytest.raises(ValueError, match=message):
+        change_keys(LABEL_KEYS, changes)
+
+
+def test_keys_can_be_changed_and_are_shown(store):
+    panel = LabelPanel(IMAGES, LABELS, CLASSES, CHECKLIST, store, "Ana", "generator-0", keys={"plausible": "g"})
+    assert panel.options["keys"]["g"] == "plausible" and "a" not in panel.options["keys"] and "<kbd>g</kbd>" in panel.skeleton
+    panel.close()

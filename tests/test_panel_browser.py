@@ -1,40 +1,43 @@
-"""The panel in a real JupyterLab with a real browser: keys, clicks, undo, reload; judged by what the store holds."""
+"""The panels in a real JupyterLab with a real browser: keys, clicks, undo, reload, restart; judged by what the store holds."""
 
-import json
-import os
-import secrets
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-
-import nbformat
 import pytest
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("jupyterlab")
 
+from lab import (  # noqa: E402
+    FLAGS,
+    focus,
+    image_ready,
+    loaded,
+    open_notebook,
+    picture,
+    press,
+    run_all,
+    running_lab,
+    saved,
+    write_notebook,
+)
+
 from pathloop.feedback import FeedbackStore  # noqa: E402
 
 pytestmark = pytest.mark.browser
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-CELL = """
+START = """
+import numpy as np
+from pathloop.assignments import Design, make_pairs
 from pathloop.checklist import load_checklist
 from pathloop.feedback import FeedbackStore
-from pathloop.panel import LabelPanel
+from pathloop.panel import LabelPanel, LabelQueue
 from pathloop.smear import make_smear
 
-cells = make_smear(n_per_class=2, size=64, seed=5)
-panel = LabelPanel(
-    cells.images, cells.labels, cells.classes, load_checklist("peripheral-blood"), FeedbackStore("feedback.db"),
-    rater="Ana", generator="smear", references=make_smear(n_per_class=6, size=64, seed=6), micrometres_per_pixel=0.4,
-)
-panel
+cells, others = make_smear(n_per_class=2, size=64, seed=5), make_smear(n_per_class=2, size=64, seed=4)
+real = make_smear(n_per_class=6, size=64, seed=6)
+checklist, store = load_checklist("peripheral-blood"), FeedbackStore("DATABASE")
+given = (cells.images, cells.labels, cells.classes, checklist, store)
+both = np.concatenate([cells.images, others.images])
 """
+LABEL = 'LabelPanel(*given, rater="Ana", generator="smear", references=real, micrometres_per_pixel=0.4)'
 
 
 @pytest.fixture(scope="module")
@@ -45,74 +48,42 @@ def browser(chromium):
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with running_lab(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 1360, "height": 900})
-    page.set_default_timeout(120_000)  # for machines that are busy with something else
+    page.set_default_timeout(60_000)  # for machines that are busy with something else
     page.on("dialog", lambda dialog: dialog.accept())
+    faults = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
     yield page
-    page.close()
+    if not page.is_closed():
+        page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+        page.close()
+    assert faults == []
 
 
 @pytest.fixture
-def lab(tmp_path):
-    root = tmp_path / "notebooks"
-    root.mkdir()
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL), nbformat.v4.new_code_cell("1 + 1")])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, root / "label.ipynb")
-    settings = tmp_path / "CONFIG" / "labconfig"
-    settings.mkdir(parents=True)
-    off = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}  # its question covers the buttons
-    (settings / "page_config.json").write_text(json.dumps(off))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex(16)
-    homes = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
-    options = ["--no-browser", "--ip=127.0.0.1", f"--port={port}", f"--ServerApp.root_dir={root}", f"--IdentityProvider.token={token}"]
-    options += ["--ServerApp.port_retries=0", "--allow-root", "--LabApp.expose_app_in_browser=True"]
-    with open(tmp_path / "server.log", "w") as log:
-        command = [sys.executable, "-m", "jupyterlab", *options]
-        server = subprocess.Popen(command, env=os.environ | homes, stdout=log, stderr=log, start_new_session=True)
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status?token={token}", timeout=2).close()
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/lab/workspaces/panel/tree/label.ipynb?reset&token={token}", root
-    finally:
-        os.killpg(server.pid, signal.SIGINT)  # this server's own process group: the server and its kernel
-        time.sleep(0.3)
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
+def notebook(page, lab, request):
+    "Open a notebook with these cells, run it, and say where its store is."
+
+    def opened(*cells):
+        name = request.node.name
+        write_notebook(lab.root / f"{name}.ipynb", START.replace("DATABASE", f"{name}.db"), *cells)
+        open_notebook(page, lab.url(f"{name}.ipynb"))
+        run_all(page)
+        return lab.root / f"{name}.db"
+
+    return opened
 
 
-def open_notebook(page, url):
-    page.goto(url)
-    page.wait_for_selector("#jupyterlab-splash", state="detached")
-    page.wait_for_selector(".jp-Notebook .jp-Cell")
-    idle = "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-    page.wait_for_function(idle)
-
-
-def image_ready(page):
-    """Wait until an image has been on screen for longer than the 200 ms in which the panel ignores decisions."""
-    seen = "() => performance.now() - Number(document.querySelector('.pathloop-panel')?.dataset.shown ?? Infinity) > 220"
-    page.wait_for_function(seen)
-
-
-def saved(page, count):
-    page.wait_for_function(f"() => document.querySelector('[data-part=\"saved\"]')?.textContent === '{count}'")
-
-
-def press(page, *keys):
-    image_ready(page)
-    for key in keys:
-        page.keyboard.press(key)
+def cell_count(page):
+    return page.locator(".jp-Notebook .jp-Cell").count()
 
 
 def button_height(page):
@@ -120,24 +91,14 @@ def button_height(page):
     return page.locator(".pathloop-verdicts").bounding_box()["y"]
 
 
-def focus(page):
-    page.locator(".pathloop-panel").focus()
+def restart(page):
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
 
 
-def picture(page, name):
-    if os.environ.get("PATHLOOP_SCREENSHOTS"):
-        page.screenshot(path=f"{os.environ['PATHLOOP_SCREENSHOTS']}/{name}.png")
-
-
-def test_label_undo_reload_continue(page, lab):
-    url, root = lab
-    faults = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    open_notebook(page, url)
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+def test_label_undo_reload_continue(page, notebook):
+    database = notebook(LABEL, "1 + 1")
     image_ready(page)
-    cells_before = page.locator(".jp-Notebook .jp-Cell").count()
-
+    cells_before = cell_count(page)
     focus(page)
     press(page, "a")  # 1 plausible
     press(page, "4", "x")  # 2 implausible: fourth criterion
@@ -160,21 +121,19 @@ def test_label_undo_reload_continue(page, lab):
     saved(page, 5)
     page.wait_for_function("() => document.querySelector('.pathloop-comment').value === 'bax: smudged'")
     press(page, "a", "a")  # ... and judged again; the second press is a double tap, ignored
-    press(page, " ")  # skipped
+    press(page, " ", "2")  # skipped, for the second reason
     image_ready(page)
     page.locator(".pathloop-verdicts [data-do=plausible]").click()  # 7
     press(page, "b", "d", "d")  # notebook commands: must do nothing here
     saved(page, 7)
-    assert page.locator(".jp-Notebook .jp-Cell").count() == cells_before
-    picture(page, "before-reload")
+    assert cell_count(page) == cells_before
 
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_timeout(1000)
     page.reload()
-    page.wait_for_selector("#jupyterlab-splash", state="detached")
+    loaded(page)
     image_ready(page)
     saved(page, 7)
-    picture(page, "after-reload")
     focus(page)
     press(page, "a")  # 8
     saved(page, 8)
@@ -183,11 +142,10 @@ def test_label_undo_reload_continue(page, lab):
     press(page, "2", "x")
     press(page, "a")
     saved(page, 8)
-    assert page.locator(".jp-Notebook .jp-Cell").count() == cells_before
+    assert cell_count(page) == cells_before
     assert page.locator('[data-part="banner"]').is_hidden()
 
-    assert faults == []
-    events = FeedbackStore(root / "feedback.db").events()
+    events = FeedbackStore(database).events()
     kinds = ["review"] * 6 + ["undo", "review", "skip", "review", "review", "undo", "undo", "review", "review"]
     assert list(events["kind"]) == kinds
     reviews = events[events["kind"] == "review"].reset_index(drop=True)
@@ -199,30 +157,204 @@ def test_label_undo_reload_continue(page, lab):
     whole = list(range(1, 8))
     assert marks == [[], [4], [2], whole, [6], whole, [], [], [], [2], []]
     assert reviews["comment"][5] == reviews["comment"][6] == "bax: smudged"
+    assert events.loc[events["kind"] == "skip", "comment"].tolist() == ["not one whole cell"]
     assert set(events["source"]) == {"human"} and set(events["rater"]) == {"Ana"}
     assert events["session"].nunique() == 2
     assert reviews["seconds"].between(0.2, 300).all() and (reviews["first_seconds"] <= reviews["seconds"]).all()
-    table = FeedbackStore(root / "feedback.db").verdicts()
+    table = FeedbackStore(database).verdicts()
     assert len(table) == 8 and table.index.is_unique
 
 
-def test_unsaved_judgements_survive_a_failing_disk(page, lab):
-    url, root = lab
-    open_notebook(page, url)
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+def test_unsaved_judgements_survive_a_failing_disk(page, notebook):
+    database = notebook(LABEL)
     image_ready(page)
     focus(page)
     press(page, "a")
     saved(page, 1)
-    database = root / "feedback.db"
-    database.rename(root / "away.db")
+    away = database.with_suffix(".away")
+    database.rename(away)
     press(page, "3", "x")
     press(page, "a")
     page.wait_for_selector('[data-part="banner"]:visible')
     assert "moved or deleted" in page.locator('[data-part="banner"]').text_content()
     assert page.locator('[data-part="saved"]').text_content() == "1"
     picture(page, "disk-away")
-    (root / "away.db").rename(database)
+    away.rename(database)
     saved(page, 3)
     page.wait_for_selector('[data-part="banner"]', state="hidden")
     assert list(FeedbackStore(database).events()["verdict"]) == ["plausible", "implausible", "plausible"]
+
+
+def test_a_read_only_store_is_told_and_nothing_counts_as_saved(page, notebook):
+    database = notebook(LABEL, 'with store._engine.connect() as connection:\n    connection.exec_driver_sql("PRAGMA query_only=ON")')
+    image_ready(page)
+    focus(page)
+    press(page, "a")
+    press(page, "x")
+    page.wait_for_selector('[data-part="banner"]:visible')
+    assert "Not saved" in page.locator('[data-part="banner"]').text_content()
+    assert page.locator('[data-part="saved"]').text_content() == "0" and "2 on the way" in page.locator('[data-part="unsaved"]').text_content()
+    assert len(FeedbackStore(database).events()) == 0
+
+
+@pytest.mark.parametrize("cell", ["time.sleep(9)", "end = time.time() + 9\nwhile time.time() < end: pass"], ids=["waiting", "computing"])
+def test_labels_are_stored_while_a_cell_runs(page, notebook, cell):
+    database = notebook(LABEL, "import pathlib, time")
+    done = database.with_suffix(".done")
+    image_ready(page)
+    focus(page)
+    press(page, "a")
+    saved(page, 1)
+    kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    page.evaluate("(code) => { " + kernel + ".requestExecute({ code }); }", f"{cell}\npathlib.Path({str(done)!r}).touch()")
+    page.wait_for_timeout(500)
+    focus(page)
+    for count in range(2, 7):
+        press(page, "a")
+        saved(page, count)
+    assert not done.exists(), "the cell ended before the labels were stored"
+    assert len(FeedbackStore(database).events()) == 6
+
+
+def test_restart_of_the_kernel_and_running_again_resumes(page, notebook):
+    database = notebook(LABEL)
+    image_ready(page)
+    focus(page)
+    press(page, "a")
+    saved(page, 1)
+    restart(page)
+    press(page, "4", "x")  # into a dead panel: kept, and told
+    press(page, "u")
+    page.wait_for_selector('[data-part="banner"]:visible')
+    assert "kernel does not answer" in page.locator('[data-part="banner"]').text_content()
+    assert page.locator('[data-part="saved"]').text_content() == "1"
+    picture(page, "kernel-away")
+    run_all(page)
+    saved(page, 3)
+    image_ready(page)
+    assert page.locator(".pathloop-panel").count() == 1 and page.locator('[data-part="judged"]').text_content() == "3"
+    focus(page)
+    press(page, "a")
+    saved(page, 4)
+    assert list(FeedbackStore(database).events()["verdict"]) == ["plausible", "implausible", "unsure", "plausible"]
+    assert len(FeedbackStore(database).verdicts()) == 4
+
+
+def test_two_panels_on_one_page_do_not_mix(page, notebook):
+    database = notebook(LABEL, LABEL.replace("Ana", "Ben"))
+    page.wait_for_function("() => [...document.querySelectorAll('.pathloop-panel')].filter((panel) => performance.now() - Number(panel.dataset.shown ?? Infinity) > 220).length === 2")
+    first, second = page.locator(".pathloop-panel").nth(0), page.locator(".pathloop-panel").nth(1)
+    first.focus()
+    page.keyboard.press("a")
+    second.focus()
+    page.keyboard.press("x")
+    first.focus()
+    page.wait_for_timeout(300)
+    page.keyboard.press("u")
+    page.wait_for_function("() => [...document.querySelectorAll('[data-part=saved]')].map((node) => node.textContent).join() === '2,1'")
+    events = FeedbackStore(database).events()
+    assert {rater: events.loc[events["rater"] == rater, "verdict"].tolist() for rater in ("Ana", "Ben")} == {"Ana": ["plausible", "unsure"], "Ben": ["implausible"]}
+
+
+def test_the_same_work_opened_twice_goes_on_in_one_place(page, notebook):
+    database = notebook(LABEL, LABEL)
+    page.wait_for_function("() => document.querySelectorAll('.pathloop-panel').length === 2 && document.querySelectorAll('.pathloop-panel.is-empty').length === 1")
+    focus(page, ".pathloop-panel:not(.is-empty)")
+    image_ready(page, ".pathloop-panel:not(.is-empty)")
+    page.keyboard.press("a")
+    saved(page, 1, ".pathloop-panel:not(.is-empty)")
+    assert "open in another place" in page.locator(".pathloop-panel.is-empty").text_content()
+    assert len(FeedbackStore(database).events()) == 1
+
+
+def test_grid(page, notebook):
+    database = notebook('from pathloop.grid import GridPanel\nmore = make_smear(20, 64, 3, ["basophil", "monocyte"])\n'
+                        'GridPanel(more.images, more.labels, more.classes, checklist, store, "Ana", "smear", references=real, per_page=12, dwell=0.3)')
+    image_ready(page)
+    focus(page)
+    press(page, "Enter")  # too soon: a page needs its dwell
+    page.wait_for_timeout(400)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("x")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("u")
+    page.locator(".pathloop-tile").nth(4).click()
+    picture(page, "grid")
+    page.keyboard.press("Enter")
+    saved(page, 12)
+    page.wait_for_timeout(600)
+    page.keyboard.press("Enter")
+    saved(page, 20)
+    page.keyboard.press("Backspace")
+    saved(page, 12)
+    page.keyboard.press("Backspace")
+    saved(page, 0)
+    assert page.locator(".pathloop-tile.is-rejected").count() == 2 and page.locator(".pathloop-tile.is-doubted").count() == 1
+    page.wait_for_timeout(600)
+    page.keyboard.press("Enter")
+    saved(page, 12)
+    verdicts = FeedbackStore(database).verdicts()
+    assert verdicts["verdict"].value_counts().to_dict() == {"plausible": 9, "implausible": 2, "unsure": 1} and verdicts["cell_type"].nunique() == 1
+
+
+def test_compare(page, notebook):
+    database = notebook('from pathloop.compare import ComparePanel\n'
+                        'pairs = make_pairs(store, "pairs", cells.images, others.images, cells.labels, cells.classes, ("old", "new"))\n'
+                        'panel = ComparePanel(pairs, both, "Ana", references=real)\npanel',
+                        '(panel.queue.side(panel.queue.items[0]), panel.queue.side(panel.queue.items[1]))')
+    image_ready(page)
+    focus(page)
+    press(page, "ArrowLeft")
+    press(page, "ArrowRight")
+    press(page, "ArrowDown")
+    press(page, "b")
+    saved(page, 4)
+    press(page, "Backspace")
+    saved(page, 3)
+    press(page, "ArrowDown")
+    saved(page, 4)
+    picture(page, "compare")
+    events = FeedbackStore(database).events()
+    said = [(answers["preferred"], answers["side"]) for answers in events["answers"] if answers]
+    assert [preferred == "this" for preferred, _ in said[:2]] == [said[0][1] == "left", said[1][1] == "right"]
+    assert [preferred for preferred, _ in said[2:]] == ["tie", "neither", "tie"] and list(events["kind"][4:]) == ["undo", "preference"]
+
+
+def test_blind(page, notebook):
+    database = notebook('from pathloop.blind import BlindPanel, seal_reading\n'
+                        'BlindPanel(seal_reading(store, "blind", cells, {"generator-7": others}, readers=1, repeats=0.1), both, "Ana")')
+    image_ready(page)
+    focus(page)
+    for rating in "16342":
+        press(page, rating)
+    saved(page, 5)
+    text = page.locator(".pathloop-panel").inner_text()
+    assert not [word for word in ("generator", "neutrophil", "lymphocyte", "basophil") if word in text]
+    events = FeedbackStore(database).events()
+    assert [answers["rating"] for answers in events["answers"]] == [1, 6, 3, 4, 2] and set(events["generator"]) == {"sealed"}
+
+
+def test_adjudicate(page, notebook):
+    database = notebook('from pathloop.adjudicate import AdjudicatePanel\nfor rater in ("Xaver", "Yvonne"):\n    queue = LabelQueue(*given, rater, "smear")\n'
+                        '    for _ in range(3):\n        queue.judge("plausible" if rater == "Xaver" else "implausible", comment="said by " + rater[0])',
+                        'AdjudicatePanel(cells.images, checklist, store, "Ana")')
+    image_ready(page)
+    focus(page)
+    assert page.locator('[data-part="votes"]').is_hidden()
+    press(page, "a")
+    page.wait_for_selector('[data-part="votes"]:visible')
+    assert "Xaver" not in page.locator(".pathloop-panel").inner_text()
+    page.wait_for_timeout(300)
+    page.keyboard.press("4")
+    page.keyboard.press("x")  # convinced
+    saved(page, 1)
+    press(page, "x")
+    page.wait_for_timeout(300)
+    page.keyboard.press("Enter")  # stays
+    saved(page, 2)
+    press(page, "Backspace")  # both stages
+    saved(page, 1)
+    verdicts = FeedbackStore(database).verdicts()
+    assert verdicts.loc[verdicts["rater"] == "Ana", "verdict"].tolist() == ["implausible"]
+    events = FeedbackStore(database).events("Ana")
+    assert events["verdict"].fillna("").tolist() == ["plausible", "implausible", "implausible", "implausible", "", ""]

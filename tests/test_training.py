@@ -134,3 +134,15 @@ def test_tensorboard_gets_the_curve(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     train(new_network(), loss, TrainConfig(**SHORT.to_dict() | {"tracker": "tensorboard"}), tmp_path / "c.safetensors")
     assert list((tmp_path / "logs").rglob("events*"))
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="the processor has no bfloat16")
+def test_autocast_around_training_changes_nothing() -> None:
+    "Autocast keeps copies of weights until its outermost block ends; a training inside would never see its own updates."
+    settings = TrainConfig(steps=6, batch_size=8, learning_rate=0.01, warmup=1, precision="bf16")
+    plain, inside = new_network(), new_network()
+    train(plain, loss, settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        train(inside, loss, settings)
+    torch.testing.assert_close(weights(plain), weights(inside), rtol=0, atol=0)
+    assert not torch.equal(weights(plain), weights(new_network()))

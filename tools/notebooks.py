@@ -32,6 +32,7 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     "A copy without editors' metadata and memory addresses; outputs and execution counts stay."
     result = copy.deepcopy(notebook)
     clean_nb(result)
+    result.metadata.pop("widgets", None)  # The state of widgets is big, and a page shows pictures
     for before, after in zip(notebook.cells, result.cells, strict=True):
         if before.cell_type != "code":
             continue

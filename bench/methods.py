@@ -1,0 +1,410 @@
+"""Which method deserves to be the default? Every finetuning, every sampling-time use of feedback, and every control, on the same seeds.
+
+    python bench/methods.py smear --work runs/smear                                  # on the embedded smears
+    python bench/methods.py ../shared/data/pbc64 --work runs/pbc64 --per-class 18     # on a folder of real images
+    python bench/methods.py smear --work runs/smear --labels 64 128 256 512           # plausibility by label budget
+
+What is made lies in the work folder and is never made twice, so the command can be stopped and run again. Two simulated pathologists of
+different kind and taught on different images: one gives the feedback (`giver`), the other only judges. The settings of every method
+were fixed before any of its images was judged. Guidance is chosen on other seeds than those reported. One pretrained generator; the
+seeds are those of pool, feedback, reward, finetuning and sampled images.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+
+os.environ.setdefault("PATHLOOP_QUIET", "1")
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pathloop.checklist import load_checklist
+from pathloop.core import atomic_folder, read_json, write_json
+from pathloop.data import CellImages
+from pathloop.defects import DEFECTS, inject
+from pathloop.diffusion import Generator, Pool, pretrain, sample_pool
+from pathloop.evaluate import fit_features, nearest_training_check
+from pathloop.experts import ExpertPathologist, fit_expert_pathologist
+from pathloop.finetune import FinetuneConfig, finetune
+from pathloop.guide import DistillConfig, best_of, distil, fit_guide, reward_push
+from pathloop.intervals import mcnemar, paired_gain, wilson_interval
+from pathloop.loop import StudyConfig, _real_parts, open_cells, save_cells
+from pathloop.metrics import kernel_distance, realism_test
+from pathloop.neighbours import precision_recall_density_coverage
+from pathloop.pathologist import SimulatedPathologist, fit_pathologist
+from pathloop.reward import RewardModel, fit_reward
+from pathloop.training import TrainConfig
+from pathloop.utility import downstream_accuracy
+
+REPORTED, CHOOSING, LEARNING = 1_000_000, 2_000_000, 10_000 # First seeds: of reported images, for choosing guidance, of pools
+GUIDANCES, LOWEST = (1.5, 2.0, 2.5), (0.0, 0.3) # Tried: strengths, and lowest noise levels at which guidance acts
+GENTLE = FinetuneConfig(steps=100, learning_rate=5e-5, beta=1.0)
+PAPER = FinetuneConfig(steps=100, learning_rate=1e-4)
+SETTINGS = { # Fixed before anything was judged: settings, pool sampled with guidance?, weights from feedback?
+    "reward-weighted": (PAPER, False, True),
+    "reward-weighted, all weights 1": (PAPER, False, False),
+    "reward-weighted, beta 3": (replace(PAPER, beta=3.0), False, True),
+    "reward-weighted, coarse noise only": (replace(PAPER, noise_from=0.3, beta=1.0), False, True),
+    "reward-weighted, guided pool": (PAPER, True, True),
+    "reward-weighted, guided pool, all weights 1": (PAPER, True, False),
+    "sft": (PAPER, True, True),
+    "kto": (GENTLE, True, True),
+    "dpo": (GENTLE, True, True),
+    "nft": (GENTLE, True, True),
+    "draft": (replace(GENTLE, steps=40), True, True),
+    "real-only": (PAPER, False, False),
+}
+GUIDE, GUIDE_SCALE = FinetuneConfig(steps=80, learning_rate=2e-4, beta=0.0, normalise=True), 1.5
+DISTIL = DistillConfig(steps=160)
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    cost: int # Network calls per step and image
+    control: bool
+    sample: Callable[["Run", np.ndarray, np.ndarray], Pool]
+
+
+class Setting:
+    "What all seeds share: real images, generator, judges, best guidance."
+
+    def __init__(self, images: str, work: Path, pretrain_steps: int, generator: str, judges: Path | None) -> None:
+        self.images, self.work, self.pretrain_steps, self.given, self.judges_folder = images, work, pretrain_steps, generator, judges
+        work.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def real(self) -> dict:
+        if not (self.work / "test.npz").exists():
+            for name, cells in _real_parts(StudyConfig(images=self.images))[0].items():
+                save_cells(cells, self.work / f"{name}.npz")
+        return {name: open_cells(self.work / f"{name}.npz") for name in ("train", "test", "judge")}
+
+    @cached_property
+    def generator(self) -> Generator:
+        folder = Path(self.given) if self.given else self.work / "generator"
+        if not folder.exists():
+            pretrain(self.real["train"], settings=TrainConfig(steps=self.pretrain_steps), checkpoint=self.work / "pretrain.safetensors").save_pretrained(folder)
+        return Generator.from_pretrained(folder)
+
+    @cached_property
+    def judges(self) -> dict:
+        return make_judges(self)
+
+    @cached_property
+    def best(self) -> dict:
+        "The untouched generator's best guidance, as settings of its sampling."
+        found = read(self.work / "guidance.json", self._choose)["best"]
+        return {"guidance": found["guidance"], "interval": tuple(found["interval"])}
+
+    def _choose(self) -> dict:
+        tried, judge = [], self.judges["judge"]
+        for low in LOWEST:
+            for guidance in GUIDANCES:
+                way = {"guidance": guidance, "interval": (low, 100.0)}
+                pool = quick(sample_pool, self.generator, 20, CHOOSING, **way)
+                tried.append(way | {"accepted": float(judge.plausible(pool.images, pool.labels).mean()), "n": len(pool)})
+        return {"tried": tried, "best": max(tried, key=lambda way: way["accepted"])}
+
+    @cached_property
+    def distilled(self) -> Generator:
+        "The guided generator in one network: needs no feedback, so one for all seeds."
+        lesson = quick(sample_pool, self.generator, 32, 5_000_000, **self.best)
+        return network(self.work / "guidance distilled", lambda: distil(self.generator, lesson, self.real["train"], settings=DISTIL, **self.best))
+
+
+class Giver:
+    "The simulated pathologist who gives the feedback: `review` for the reward, `plausible` for the table."
+
+    def __init__(self, pathologist: SimulatedPathologist | ExpertPathologist) -> None:
+        self.review = pathologist.review if isinstance(pathologist, SimulatedPathologist) else pathologist.verdicts
+
+    def plausible(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return (self.review(images, labels)["verdict"] == "plausible").to_numpy()
+
+
+def make_judges(setting: Setting) -> dict:
+    "Who gives feedback, and who only judges; on smears they are fitted first if need be, on real images `bench/judges.py` makes them."
+    home, real = setting.judges_folder or setting.work / "judges", setting.real
+    if setting.images != "smear":
+        return {"judge": ExpertPathologist.load(home / "judge"), "giver": Giver(ExpertPathologist.load(home / "giver"))}
+    home.mkdir(exist_ok=True)
+    if not (home / "giver.json").exists(): # By rule, taught on training images
+        fit_pathologist(real["train"], load_checklist("peripheral-blood")).save(home / "giver.json")
+    if not (home / "judge").exists(): # A network, taught on smears of its own: types, attributes, known defects, looks
+        broken = broken_smears(real["judge"])
+        fit_expert_pathologist(real["judge"], load_checklist("peripheral-blood").criteria_names, broken=broken, members=2, steps=700).save(home / "judge")
+    return {"judge": ExpertPathologist.load(home / "judge"), "giver": Giver(SimulatedPathologist.load(home / "giver.json"))}
+
+
+def broken_smears(real: CellImages, per_class: int = 10) -> CellImages:
+    "Smears with each known defect, of the same types as `real`."
+    parts = [inject(defect, per_class, real.size, seed=500 + i) for i, defect in enumerate(DEFECTS)]
+    labels = [np.array([real.classes.index(part.classes[label]) for label in part.labels]) for part in parts]
+    attributes = pd.concat([part.attributes for part in parts], ignore_index=True)
+    return CellImages(np.concatenate([part.images for part in parts]), np.concatenate(labels), list(real.classes), attributes=attributes)
+
+
+def read(path: Path, make: Callable[[], dict]) -> dict:
+    "A JSON file, made first if need be."
+    if not path.exists():
+        write_json(path, make())
+    return read_json(path)
+
+
+def quick(sample: Callable[..., Pool], *given, **more) -> Pool:
+    "Sampling in 16-bit floats where the processor has them. For sampling alone: what trains inside would train on stale copies of its weights."
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+        return sample(*given, **more)
+
+
+def network(folder: Path, make: Callable[[], Generator]) -> Generator:
+    "A network, made first if need be."
+    if not folder.exists():
+        started = time.monotonic()
+        make().save_pretrained(folder)
+        print(f"  {folder.name}: {time.monotonic() - started:.0f} s", flush=True)
+    return Generator.from_pretrained(folder)
+
+
+def kept(folder: Path, make: Callable[[], Pool]) -> Pool:
+    "A pool, made first if need be."
+    if not folder.exists():
+        pool = make()
+        with atomic_folder(folder) as place:
+            pool.save(place)
+    return Pool.load(folder)
+
+
+class Feedback:
+    "A pool, what was said of a part of it, and the weights that came of it."
+
+    def __init__(self, run: "Run", guided: bool) -> None:
+        self.run, self.folder, self.way = run, run.work / f"feedback{' guided' * guided}", run.setting.best if guided else {}
+
+    @cached_property
+    def pool(self) -> Pool:
+        return kept(self.folder / "pool", lambda: quick(sample_pool, self.run.generator, self.run.per_class, LEARNING * (1 + self.run.seed), **self.way))
+
+    @cached_property
+    def asked(self) -> np.ndarray:
+        "As many of each type, at random."
+        random, ranks = np.random.default_rng(self.run.seed), np.empty(len(self.pool), int)
+        for label in range(len(self.pool.classes)):
+            of_type = np.flatnonzero(self.pool.labels == label)
+            ranks[of_type] = random.permutation(len(of_type))
+        return np.sort(np.lexsort((self.pool.labels, ranks))[: self.run.budget])
+
+    @cached_property
+    def reviews(self) -> pd.DataFrame:
+        return self.run.setting.judges["giver"].review(self.pool.images[self.asked], self.pool.labels[self.asked])
+
+    @cached_property
+    def reward(self) -> RewardModel:
+        if not (self.folder / "reward").exists():
+            pool, rows = self.pool, self.asked
+            fit_reward(pool.images[rows], pool.labels[rows], self.reviews, self.run.train, seed=self.run.seed, members=3, seeds=pool.seeds[rows],
+                       pool_classes=True).save(self.folder / "reward")
+        return RewardModel.load(self.folder / "reward")
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        "The reward's probabilities; where a pathologist has spoken, the verdict."
+        weights = self.reward.score(self.pool.images, self.pool.labels).astype(float)
+        weights[self.asked] = self.reviews["verdict"].map({"plausible": 1.0, "implausible": 0.0, "unsure": 0.5}).to_numpy()
+        return weights
+
+
+class Run:
+    "One seed and label budget: its feedback and all arms."
+
+    def __init__(self, setting: Setting, seed: int, labels: int, pool_per_class: int) -> None:
+        self.setting, self.seed, self.budget, self.per_class = setting, seed, labels, pool_per_class
+        self.work = setting.work / f"seed-{seed}-labels-{labels}"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.generator, self.train = setting.generator, setting.real["train"]
+
+    @cached_property
+    def plain(self) -> Feedback:
+        return Feedback(self, guided=False)
+
+    @cached_property
+    def guided(self) -> Feedback:
+        return Feedback(self, guided=True)
+
+    def tuned(self, name: str) -> Generator:
+        (settings, guided, feedback), method = SETTINGS[name], name.split(",")[0]
+        source = self.guided if guided else self.plain
+        weights = source.weights if feedback else np.ones(len(source.pool))
+        reward = source.reward.log_plausible if method == "draft" else None
+        return network(self.work / "networks" / name, lambda: finetune(self.generator, source.pool, weights, self.train, method, replace(settings, seed=self.seed), reward=reward))
+
+    def guide(self, feedback: bool) -> Generator:
+        "Tuned on what was rejected; without feedback, on the whole pool."
+        source = self.guided
+        return network(self.work / "networks" / ("guide" if feedback else "guide without feedback"),
+                       lambda: fit_guide(self.generator, source.pool, source.weights if feedback else None, self.train, replace(GUIDE, seed=self.seed)))
+
+    def away(self, feedback: bool = True) -> dict:
+        "Sampling settings: guided, and led away from the guide."
+        return {**self.setting.best, "guide": self.guide(feedback), "guide_scale": GUIDE_SCALE}
+
+    @property
+    def distilled(self) -> Generator:
+        way = self.away()
+        lesson = kept(self.work / "lesson", lambda: quick(sample_pool, self.generator, 32, 5_000_000 + LEARNING * self.seed, **way))
+        return network(self.work / "networks" / "away from rejected, distilled", lambda: distil(
+            self.generator, lesson, self.train, settings=replace(DISTIL, seed=self.seed), **way))
+
+    def at(self, generator: Generator, labels: np.ndarray, seeds: np.ndarray, **sampling) -> Pool:
+        return quick(best_of, generator, labels, seeds, lambda images, _: np.zeros(len(images)), n=1, **sampling)
+
+
+def best(run: Run) -> dict:
+    return run.setting.best
+
+
+def _arms() -> list[Arm]:
+    arms = [
+        Arm("untouched", 1, True, lambda r, c, s: r.at(r.generator, c, s)),
+        Arm("untouched, guided", 2, True, lambda r, c, s: r.at(r.generator, c, s, **best(r))),
+        Arm("guidance distilled", 1, True, lambda r, c, s: r.at(r.setting.distilled, c, s)),
+        Arm("real-only, guided", 2, True, lambda r, c, s: r.at(r.tuned("real-only"), c, s, **best(r))),
+        Arm("away from the pool, guided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.away(feedback=False))),
+        Arm("best of 4, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.guided.reward.score, n=4, **best(r))),
+        Arm("reward guidance, guided", 2, False, lambda r, c, s: r.at(r.generator, c, s, push=reward_push(r.guided.reward.log_plausible), **best(r))),
+        Arm("away from rejected, guided", 3, False, lambda r, c, s: r.at(r.generator, c, s, **r.away())),
+        Arm("away from rejected, distilled", 1, False, lambda r, c, s: r.at(r.distilled, c, s)),
+    ]
+    for name, (_, _, feedback) in SETTINGS.items():
+        if name != "real-only":
+            arms.append(Arm(name, 1, not feedback, lambda r, c, s, name=name: r.at(r.tuned(name), c, s)))
+            arms.append(Arm(f"{name}, guided", 2, not feedback, lambda r, c, s, name=name: r.at(r.tuned(name), c, s, **best(r))))
+    return arms
+
+
+def sample_arms(run: Run, arms: list[Arm], per_class: int) -> dict[str, Pool]:
+    labels = np.repeat(np.arange(len(run.generator.classes)), per_class)
+    seeds = REPORTED * (1 + run.seed) + np.arange(len(labels))
+    found = {}
+    for arm in arms:
+        started = time.monotonic()
+        found[arm.name] = kept(run.work / "arms" / arm.name, lambda arm=arm: arm.sample(run, labels, seeds))
+        print(f"seed {run.seed}, {run.budget} labels, {arm.name}: {time.monotonic() - started:.0f} s", flush=True)
+    return found
+
+
+class Bench:
+    "Measures a set of images against the real ones."
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.train, self.test = setting, setting.real["train"], setting.real["test"]
+        self.features = fit_features(self.train.images, self.train.labels, len(self.train.classes))
+        self.reference = self.features(self.test.images)
+
+    def verdicts(self, images: np.ndarray, labels: np.ndarray) -> dict[str, list[int]]:
+        return {name: np.asarray(judge.plausible(images, labels)).astype(int).tolist() for name, judge in self.setting.judges.items()}
+
+    def measure(self, images: np.ndarray, labels: np.ndarray) -> dict:
+        rows = self.features(images)
+        kernel = kernel_distance(self.reference, rows, real_labels=self.test.labels, synthetic_labels=labels)
+        near = precision_recall_density_coverage(self.reference, rows, real_labels=self.test.labels, synthetic_labels=labels)
+        learnt = downstream_accuracy(images, labels, self.test.images, self.test.labels, len(self.test.classes), seeds=(0,))
+        copies = nearest_training_check(self.train.images, self.test.images, images)
+        return {"kernel_distance": list(kernel), "coverage": list(near["coverage"]), "precision": list(near["precision"]), "recall": list(near["recall"]),
+                "detector_auc": list(realism_test(self.test.images, images)), "synthetic_trained_accuracy": list(learnt.accuracy),
+                "near_training": list(copies.pixels)}
+
+
+def judge_all(setting: Setting, runs: list[Run], arms: list[Arm], metrics_for: list[str] | None) -> list[dict]:
+    bench, rows = Bench(setting), []
+    for run in runs:
+        for arm in arms:
+            full = metrics_for is None or arm.name in metrics_for
+            pool = Pool.load(run.work / "arms" / arm.name)
+            path = run.work / "arms" / arm.name / f"measured{'' if full else '-verdicts'}.json"
+            found = read(path, lambda pool=pool, full=full: {"verdicts": bench.verdicts(pool.images, pool.labels)} | (bench.measure(pool.images, pool.labels) if full else {}))
+            rows.append({"arm": arm.name, "cost": arm.cost, "control": arm.control, "seed": run.seed, "labels": run.budget, **found})
+    return rows
+
+
+def compact(row: dict) -> dict:
+    "A row with each judge's verdicts as one string of 0 and 1."
+    return row | {"verdicts": {judge: "".join(map(str, said)) for judge, said in row["verdicts"].items()}}
+
+
+def table(rows: list[dict], baseline: str = "untouched, guided") -> pd.DataFrame:
+    "Arms pooled over seeds: acceptance with Wilson intervals, gain over the baseline with McNemar's p, means of the rest."
+    lines = []
+
+    def by(arm: str, labels: int) -> list[dict]:
+        return sorted((r for r in rows if r["arm"] == arm and r["labels"] == labels), key=lambda r: r["seed"])
+
+    def joined(found: list[dict], judge: str) -> np.ndarray:
+        return np.concatenate([np.array(r["verdicts"][judge], bool) for r in found])
+
+    for arm, labels in dict.fromkeys((r["arm"], r["labels"]) for r in rows):
+        found, base = by(arm, labels), by(baseline, labels)
+        line = {"arm": arm, "labels": labels, "calls": found[0]["cost"], "control": found[0]["control"], "seeds": len(found)}
+        for judge in found[0]["verdicts"]:
+            said = joined(found, judge)
+            share = wilson_interval(int(said.sum()), len(said))
+            line |= {judge: share.value, f"{judge}_low": share.low, f"{judge}_high": share.high, "n": len(said)}
+            if len(base) == len(found):
+                gain, test = paired_gain(joined(base, judge), said), mcnemar(joined(base, judge), said)
+                line |= {f"{judge}_gain": gain.value, f"{judge}_gain_low": gain.low, f"{judge}_gain_high": gain.high, f"{judge}_p": test.p}
+            line[f"{judge}_by_seed"] = [round(float(np.mean(r["verdicts"][judge])), 4) for r in found]
+        for metric in ("kernel_distance", "coverage", "precision", "recall", "detector_auc", "synthetic_trained_accuracy", "near_training"):
+            if metric in found[0]:
+                line[metric] = float(np.mean([r[metric][0] for r in found]))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", help="'smear', or a folder or table that load_images reads")
+    parser.add_argument("--work", type=Path, required=True, help="where everything is kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--labels", type=int, nargs="+", default=[256], help="judged images per seed; several for a curve")
+    parser.add_argument("--pool-per-class", type=int, default=64)
+    parser.add_argument("--per-class", type=int, default=24, help="reported images of each type, seed and arm")
+    parser.add_argument("--arms", nargs="+", help="only these (and what they are compared with)")
+    parser.add_argument("--generator", default="", help="a saved generator; without it one is pretrained")
+    parser.add_argument("--pretrain-steps", type=int, default=4200)
+    parser.add_argument("--judges", type=Path, help="folder with saved judges; without it they are fitted")
+    parser.add_argument("--metrics-for", nargs="*", help="arms for which the other metrics are measured too, half a minute each; all without this option, none with nothing after it")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    given = parser.parse_args()
+    setting = Setting(given.images, given.work, given.pretrain_steps, given.generator, given.judges)
+    arms = [arm for arm in _arms() if not given.arms or arm.name in {*given.arms, "untouched, guided"}]
+    runs = [Run(setting, seed, labels, given.pool_per_class) for labels in given.labels for seed in given.seeds]
+    for run in runs:
+        sample_arms(run, arms, given.per_class)
+    rows = judge_all(setting, runs, arms, given.metrics_for)
+    found = table(rows)
+    with pd.option_context("display.width", 250, "display.max_columns", 40, "display.max_rows", 200):
+        print(found[[c for c in found if not c.endswith(("_low", "_high", "_by_seed"))]].round(3).to_string(index=False))
+    if given.out:
+        test = setting.real["test"]
+        bench = Bench(setting)
+        real = {name: float(np.mean(v)) for name, v in bench.verdicts(test.images, test.labels).items()}
+        reward = [{"seed": run.seed, "labels": run.budget, "guided": name == "guided", **{k: source.reward.report[k] for k in ("auroc", "brier", "n")},
+                   "plausible": int((source.reviews["verdict"] == "plausible").sum())} for run in runs for name in ("plain", "guided")
+                  for source in [getattr(run, name)] if (source.folder / "reward").exists()]
+        given.out.write_text(json.dumps({"date": str(date.today()), "device": f"{platform.machine()}, {torch.get_num_threads()} threads", "images": given.images,
+                                         "guidance": read_json(given.work / "guidance.json"), "real_accepted": real, "n_test": len(test), "reward": reward,
+                                         "table": found.to_dict("records"), "rows": [compact(row) for row in rows]}, indent=1, default=float))
+
+
+if __name__ == "__main__":
+    main()

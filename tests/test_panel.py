@@ -470,10 +470,17 @@ def test_a_preference_names_the_right_image_whatever_its_side(store, said):
         assert (on_side[answers["side"]] == item.pixels).all() and answers["other"] == item.other and answers["other_generator"] == "new"
         expected = said if said in ("tie", "neither") else "this" if (on_side[said] == item.pixels).all() else "other"
         assert answers["preferred"] == expected
-    assert len({answers["side"] for answers in store.events()["answers"]}) == 2
     again = CompareQueue(pairs, IMAGES, "Ana")
     again.undo()
     assert again.current == shown[-1][0]
+
+
+def test_the_side_of_a_pair_is_drawn(store):
+    for i in range(6):  # 30 pairs: all on one side once in 500 million times
+        queue = CompareQueue(make_pairs(store, f"pairs {i}", IMAGES[:5], IMAGES[5:], LABELS[:5], CLASSES, ("old", "new")), IMAGES, "Ana")
+        while queue.current:
+            queue.answer(preferred="tie")
+    assert {answers["side"] for answers in store.events()["answers"]} == {"left", "right"}
 
 
 def test_single_images_are_no_pairs(store):

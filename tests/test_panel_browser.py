@@ -358,3 +358,29 @@ def test_adjudicate(page, notebook):
     assert verdicts.loc[verdicts["rater"] == "Ana", "verdict"].tolist() == ["implausible"]
     events = FeedbackStore(database).events("Ana")
     assert events["verdict"].fillna("").tolist() == ["plausible", "implausible", "implausible", "implausible", "", ""]
+
+
+def test_notebook_7(browser, tmp_path):
+    "The same panel in the classic interface: keys are the panel's, not the notebook's."
+    pytest.importorskip("notebook")
+    with running_lab(tmp_path, application="notebook") as lab:
+        write_notebook(lab.root / "label.ipynb", START.replace("DATABASE", "label.db"), LABEL)
+        page = browser.new_page(viewport={"width": 1360, "height": 900})
+        page.goto(f"http://127.0.0.1:{lab.port}/notebooks/label.ipynb?token={lab.token}")
+        page.wait_for_selector(".jp-Notebook .jp-Cell .cm-content")
+        page.wait_for_function("() => document.querySelector('.jp-NotebookKernelStatus, .jp-Notebook-ExecutionIndicator')")
+        page.wait_for_timeout(5000)
+        page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
+        for _ in range(2):
+            page.keyboard.press("Shift+Enter")
+            page.wait_for_timeout(500)
+        image_ready(page)
+        focus(page)
+        cells = cell_count(page)
+        press(page, "a")
+        press(page, "x")
+        press(page, "b", "u")
+        saved(page, 3)
+        assert cell_count(page) == cells
+        assert list(FeedbackStore(lab.root / "label.db").events()["verdict"]) == ["plausible", "implausible", "unsure"]
+        page.close()

@@ -123,7 +123,7 @@ def make_worklist(
     design: Design | None = None, # How it is shared out; None: each image to one rater
     controls: tuple[np.ndarray, np.ndarray, Sequence[str]] | None = None, # Images, labels and classes that are plausible for certain: real cells
     traps: tuple[np.ndarray, np.ndarray, Sequence[str]] | None = None, # The same for images that are implausible for certain
-) -> "Worklist":
+) -> Any: # A `Worklist`
     "Write down the work; the same again changes nothing. Raises `ValueError` on another content under this name."
     design = design or Design()
     images, cell_types = _named_types(images, labels, classes)
@@ -198,7 +198,7 @@ def make_pairs(
     classes: Sequence[str], # Names of the types
     generators: tuple[str, str], # Where the first and the second images come from
     design: Design | None = None, # How it is shared out
-) -> "Worklist":
+) -> Any: # A `Worklist`
     "Write down pairs to be compared; the same again changes nothing. Raises `ValueError` on pairs of one and the same image."
     design = design or Design()
     first, cell_types = _named_types(first, labels, classes)

@@ -267,7 +267,8 @@ class _Loop:
             if self.path and state.step % settings.checkpoint_every == 0 and state.step < settings.steps and self.accelerator.is_main_process:
                 state.save(self.path)
         if settings.tracker:
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers: # Not `end_training`, which also ends the processes' group: sampling may follow
+                tracker.finish()
 
     def update(self, step: int) -> None:
         "One step of AdamW, and of the averages."

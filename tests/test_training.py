@@ -47,6 +47,8 @@ images = Generator(make_unet(t.NETWORK, 3), ["a", "b", "c"], t.NETWORK).sample(n
 if state.is_main_process:
     np.save(sys.argv[1] + "/images.npy", images)
     print("WEIGHTS", state.num_processes, *[f"{{w:.9e}}" for w in t.weights(network).tolist()], flush=True)
+state.wait_for_everyone()
+state.destroy_process_group()
 """
 
 

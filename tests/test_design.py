@@ -54,6 +54,7 @@ LISTED: dict[str, set[str]] = {
     "concepts": {"diffusion", "feedback", "checklist"},
     "intervals": {"core"},
     "features": {"data", "pathologist", "intervals"},  # the pathologist's segmentation: one checked one, not two
+    "subtypes": {"concepts", "features", "intervals"},
     "experts": {"data", "features"},
     "neighbours": {"features", "intervals"},
     "metrics": {"features", "intervals"},

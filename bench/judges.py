@@ -74,8 +74,8 @@ def real_pair(cells: CellImages, steps: int, members: int) -> dict[str, object]:
 def smear_pair(size: int, steps: int, members: int) -> dict[str, object]:
     "How to fit each judge on smears, and the one that is blind to some kinds."
     def fit(first: int, body: str, width: int, kinds: list[str]) -> ExpertPathologist:
-        sound = make_smear(80, size, first)
-        broken = joined([inject(kind, 15, size, first + 1) for kind in kinds], list(sound.classes))
+        sound = make_smear(240, size, first)
+        broken = joined([inject(kind, 60, size, first + 1) for kind in kinds], list(sound.classes))
         return fit_expert_pathologist(sound, FINDINGS, steps=steps, members=members, body=body, width=width, kinds=DAMAGES if body == "residual" else (),
                                       broken=broken, seed=first)
     every, seen = list(DEFECTS), [kind for kind in DEFECTS if kind not in HIDDEN]
@@ -170,9 +170,9 @@ def real_cells(given: argparse.Namespace, folder: Path) -> dict[str, object]:
 def smears(given: argparse.Namespace, folder: Path) -> dict[str, object]:
     "Everything about smears."
     judges = fitted(smear_pair(given.size, given.steps, given.members), folder)
-    asked = asked_of(make_smear(50, given.size, 901))
+    asked = asked_of(make_smear(50, given.size, 921))
     for kind in DEFECTS:
-        cells = joined([inject(kind, 16, given.size, 902)], judges["judge"].classes)
+        cells = joined([inject(kind, 16, given.size, 922)], judges["judge"].classes)
         asked[f"injected: {kind}"] = (cells.images, cells.labels)
     accepted, kappa = acceptance(judges, asked)
     return {"accepted": accepted, "kappa": kappa, "hidden_from_blind": list(HIDDEN), "cards": {who: judge.card for who, judge in judges.items()}}
@@ -185,10 +185,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="pixels a side")
     parser.add_argument("--images", default="../shared/data/pbc64", help="folder with labels.csv that has a column `use` and the attributes")
     parser.add_argument("--folder", help="where fitted judges are kept")
-    parser.add_argument("--steps", type=int, help="batches per network; by default 1,400 on pbc64 and 700 on smears")
+    parser.add_argument("--steps", type=int, help="batches per network; by default 1,400 on pbc64 and 1,000 on smears")
     parser.add_argument("--members", type=int, default=2, help="networks per judge")
     given = parser.parse_args()
-    given.steps = given.steps or (1400 if given.images_of == "pbc64" else 700)
+    given.steps = given.steps or (1400 if given.images_of == "pbc64" else 1000)
     torch.set_num_threads(1)
     pd.set_option("display.width", 200, "display.max_columns", 20)
     with tempfile.TemporaryDirectory() as spare:

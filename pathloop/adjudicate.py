@@ -7,7 +7,7 @@ __all__ = ['disagreements', 'votes_html', 'AdjudicateQueue', 'adjudicate_html', 
 
 # %% ../nbs/05d_adjudicate.ipynb #c003
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -66,7 +66,9 @@ class AdjudicateQueue(LabelQueue):
         checklist: Checklist, # What is asked
         store: FeedbackStore, # With the raters' answers, and where the adjudicator's go
         rater: str, # Who adjudicates
+        explain: Callable[[np.ndarray, str], str] | None = None, # Image uint8 (h, w, 3) and type -> HTML to show below the answers, such as `RewardExplainer`
     ) -> None:
+        self._explain = explain
         images = check_images(images)
         pixels = dict(zip(image_hashes(images), to_uint8(images), strict=True))
         self._votes: dict[str, list[dict[str, Any]]] = {}
@@ -82,8 +84,9 @@ class AdjudicateQueue(LabelQueue):
         self,
         item: QueueItem, # One of the queue
     ) -> str: # HTML
-        "What the others said of an image, without their names."
-        return votes_html(self._votes[item.key], self.checklist.criteria_names, item.image)
+        "What the others said of an image, without their names, and what the model makes of it."
+        model = self._explain(item.pixels, item.cell_type) if self._explain else ""
+        return votes_html(self._votes[item.key], self.checklist.criteria_names, item.image) + model
 
     def describe(self, place: int) -> tuple[dict[str, Any], list[np.ndarray]]: # And the image
         "What the browser may know: the type, and the others' answers, shown after the first decision."
@@ -144,9 +147,10 @@ class AdjudicatePanel(Panel):
         micrometres_per_pixel: float | None = None, # For a scale bar; None draws none
         keys: Mapping[str, str] | None = None, # Action -> another key
         quickest: float = 0.2, # Seconds after an image appears in which a decision must be meant for the one before
+        explain: Callable[[np.ndarray, str], str] | None = None, # Image uint8 (h, w, 3) and type -> HTML to show after the first decision, such as `RewardExplainer`
     ) -> None:
         self.micrometres_per_pixel, self.key_table = micrometres_per_pixel, change_keys(LABEL_KEYS, keys)
-        queue = AdjudicateQueue(images, checklist, store, rater)
+        queue = AdjudicateQueue(images, checklist, store, rater, explain)
         rows = {name: rows_html(checklist.for_type(name)) for name in sorted({item.cell_type for item in queue.items})}
         super().__init__(queue, adjudicate_html(queue, self.key_table, references, micrometres_per_pixel), self.key_table, references, quickest, rows)
 

@@ -87,6 +87,7 @@ def open_panel(
     other: Mapping[str, CellImages] | None = None, # For pairs: another generator's id and its images of the same types in the same order
     design: Design | None = None, # How labels are shared out; None: a fifth seen by two, a tenth checks, a twentieth repeats
     readers: int = 3, # Of a blind reading
+    explain: Callable[[np.ndarray, str], str] | None = None, # Shown to who settles disagreements, after the first decision; such as `RewardExplainer`
 ) -> Panel: # An ipywidgets widget
     "One of the five panels. Raises `ValueError` on a view that is unknown or lacks what it needs."
     design = design or Design(overlap=0.2, controls=0.1, repeats=0.05)
@@ -94,7 +95,7 @@ def open_panel(
         queue = _shared_queue(view, rater, store, checklist, cells, generator, real, design)
         return GridPanel.of(queue, real) if isinstance(queue, GridQueue) else LabelPanel.of(queue, real)
     if view == "adjudicate":
-        return AdjudicatePanel(cells.images, checklist, store, rater, real)
+        return AdjudicatePanel(cells.images, checklist, store, rater, real, explain=explain)
     if view == "blind" and real is not None:
         work = seal_reading(store, f"blind {generator}", real, {generator: cells}, readers)
         return BlindPanel(work, np.concatenate([real.images, cells.images]), rater)

@@ -28,6 +28,7 @@ from .core import Config, atomic_folder, file_hash, image_hashes, read_json, wri
 from .data import CellImages, drop_small_classes, from_uint8, load_images, split_by_use, to_uint8
 from .diffusion import Generator, NetworkConfig, Pool, pretrain, sample_pool
 from .evaluate import Arm, Report, evaluate, fit_features
+from .explain import RewardExplainer
 from .feedback import FeedbackStore, consensus
 from .features import texture_features
 from .finetune import METHODS, FinetuneConfig, finetune
@@ -299,7 +300,16 @@ class Study:
         "The widget in which a person judges this round's images, by card, 'grid', 'compare', 'blind' or 'adjudicate'; every answer goes into the study's store."
         pool, index = self.pool(f"round-{self.round_now}"), self.asked(self.round_now)
         cells = CellImages(pool.images[index], pool.labels[index], pool.classes, [str(seed) for seed in pool.seeds[index]])
-        return open_panel(view, rater, self.store, self.checklist, cells, pool.generator_id, self.real("test" if view == "blind" else "train"))
+        explain = self._explainer() if view == "adjudicate" else None
+        return open_panel(view, rater, self.store, self.checklist, cells, pool.generator_id, self.real("test" if view == "blind" else "train"), explain=explain)
+
+    def _explainer(self) -> RewardExplainer | None:
+        "What the last round's reward model makes of an image; None before there is one."
+        made = [r for r in range(1, self.config.rounds + 1) if (self.folder / f"rewards/round-{r}/model").exists()]
+        if not made:
+            return None
+        images, labels, _, reviews = _judged(self, made[-1])
+        return RewardExplainer(self.reward_model, images, labels, reviews["verdict"])
 
     def status(self) -> pd.DataFrame: # A row per folder that was made: when and how long it took
         "What is done so far."

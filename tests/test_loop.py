@@ -145,6 +145,11 @@ def test_a_person_can_be_the_pathologist(tmp_path: Path) -> None:
     verdicts = study.card("feedback/round-1")["results"]["verdicts"]
     assert set(verdicts) == {"plausible", "implausible"} and sum(verdicts.values()) == 48
     assert len(study.store.events()) > 48, "attention checks and repeats were asked too"
+    second = study.label_panel("dr-two").queue
+    while second.current is not None:
+        second.judge("implausible", ["nucleus_shape"])
+    settle = study.label_panel("head", view="adjudicate").queue
+    assert settle.items and "The reward model:" in settle.votes(settle.items[0]), "who settles sees what the model makes of it"
 
 
 @pytest.mark.slow

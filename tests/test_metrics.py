@@ -32,6 +32,41 @@ def test_equal_to_plain_definitions(n, m, d, k):
     assert {name: e.value for name, e in found.items()} == pytest.approx(plain, abs=1e-12)
 
 
+def plain_metrics(real, made, k):
+    "From full float64 matrices."
+    away = lambda x, y: np.sqrt(np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T, 0))
+    across, own = away(real, made), [np.sort(away(x, x), 1)[:, k] for x in (real, made)]
+    ball = across < own[0][:, None]
+    return {"precision": ball.any(0).mean(), "recall": (across < own[1][None]).any(1).mean(), "density": ball.sum(0).mean() / k, "coverage": ball.any(1).mean()}
+
+
+@pytest.mark.parametrize("kind", ["cloud", "islands", "far from zero", "heavy tails", "one width less"])
+def test_rounding_never_decides(kind):
+    "Wide features, more rows than a block: bfloat16 where the processor has it, and still the values of float64."
+    real, made = normal(1300, 300, 0), normal(1100, 300, 1, 0.05)
+    if kind == "islands":
+        real, made = (x * 0.02 + normal(5, 300, 9)[np.arange(len(x)) % 5] for x in (real, made))
+    elif kind == "far from zero":
+        real, made = real + 30, made + 30
+    elif kind == "heavy tails":
+        real, made = (x * np.random.default_rng(7).standard_t(2, (len(x), 1)) for x in (real, made))
+    elif kind == "one width less":
+        real, made = real[:, :255], made[:, :255]
+    found = neighbour_metrics(real, made)
+    assert {name: found[name].value for name in ("precision", "recall", "density", "coverage")} == pytest.approx(plain_metrics(real, made, 5), abs=1e-12)
+
+
+@pytest.mark.parametrize("d", [3, 300])
+def test_crowds_of_equal_images_neither_hang_nor_lie(d):
+    "Copies of three images: every distance is a tie."
+    copies = np.repeat(normal(3, d, 0), 500, 0)
+    found = nearest(copies, None, 6)
+    assert (found.squares == 0).all() and (found.which // 500 == np.arange(1500)[:, None] // 500).all() and (found.which != np.arange(1500)[:, None]).all()
+    fresh = normal(1500, d, 1)
+    assert neighbour_metrics(fresh, copies)["coverage"].value < 0.05
+    assert neighbour_metrics(copies, copies)["precision"].value == 0 # Balls of radius 0 hold nothing, as in the definition
+
+
 def test_equal_to_the_prdc_package():
     prdc = pytest.importorskip("prdc")
     real, made = normal(200, 20, 0), normal(200, 20, 1, 0.3)
@@ -85,6 +120,15 @@ def test_alpha_precision_sees_too_central_and_too_peripheral_sets():
     real = normal(400, 4, 0)
     values = {scale: neighbour_metrics(real, scale * normal(400, 4, 1))["alpha_precision"].value for scale in (0.3, 1.0, 3.0)}
     assert values[1.0] > 0.9 > max(values[0.3], values[3.0])
+
+
+@pytest.mark.parametrize("d", [2, 64, 300])
+def test_beta_recall_is_near_1_for_one_distribution_and_falls_with_what_is_missing(d):
+    real, fresh = normal(400, d, 0), normal(400, d, 1)
+    full = neighbour_metrics(real, fresh)["beta_recall"].value
+    assert full > 0.85
+    assert neighbour_metrics(real, fresh[np.repeat(np.arange(20), 20)])["beta_recall"].value < 0.6 # Twenty images, twenty times
+    assert neighbour_metrics(real, 3 * fresh)["beta_recall"].value < 0.6 # Reals all at the centre of what was made
 
 
 def test_authenticity_of_copies_and_of_unequal_sets():

@@ -539,6 +539,9 @@ def test_adjudication_takes_what_differs_and_hides_who_said_it(store):
     assert [item.image for item in queue.items] == [item.image for i, item in enumerate(make_queue(store, "new", n=4, seed=None).items) if i in (1, 3)]
     told = queue.describe(0)[0]["votes"]
     assert "plausible" in told and "implausible" in told and "Xaver" not in told.replace("Xaver says", "")
+    seen = []
+    explained = AdjudicateQueue(IMAGES, CHECKLIST, store, "Ana", explain=lambda pixels, cell_type: seen.append((pixels.shape, cell_type)) or "<p>model</p>")
+    assert explained.describe(0)[0]["votes"] == told + "<p>model</p>" and seen == [(queue.items[0].pixels.shape, queue.items[0].cell_type)]
     assert len(AdjudicateQueue(IMAGES, CHECKLIST, store, "Xaver").items) == 0
     with pytest.raises(ValueError, match="images must hold every image that raters disagree on"):
         AdjudicateQueue(IMAGES[5:], CHECKLIST, store, "Ana")

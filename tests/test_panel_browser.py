@@ -334,16 +334,31 @@ def test_blind(page, notebook):
     assert [answers["rating"] for answers in events["answers"]] == [1, 6, 3, 4, 2] and set(events["generator"]) == {"sealed"}
 
 
+EXPLAINED = """
+import pandas as pd
+from pathloop.explain import RewardExplainer
+from pathloop.reward import fit_reward
+answers = ["yes", "no"] * (len(cells) // 2)
+said = pd.DataFrame({"chromatin": answers, "verdict": ["plausible" if answer == "yes" else "implausible" for answer in answers]})
+few = cells.subset(range(len(said)))
+model = fit_reward(few.images, few.labels, said, cells, members=1, steps=5, min_per_verdict=2, pool_classes=True)
+AdjudicatePanel(cells.images, checklist, store, "Ana", explain=RewardExplainer(model, few.images, few.labels, said["verdict"]))
+"""
+
+
 def test_adjudicate(page, notebook):
     database = notebook('from pathloop.adjudicate import AdjudicatePanel\nfor rater in ("Xaver", "Yvonne"):\n    queue = LabelQueue(*given, rater, "smear")\n'
                         '    for _ in range(3):\n        queue.judge("plausible" if rater == "Xaver" else "implausible", comment="said by " + rater[0])',
-                        'AdjudicatePanel(cells.images, checklist, store, "Ana")')
+                        EXPLAINED)
     image_ready(page)
     focus(page)
     assert page.locator('[data-part="votes"]').is_hidden()
     press(page, "a")
     page.wait_for_selector('[data-part="votes"]:visible')
     assert "Xaver" not in page.locator(".pathloop-panel").inner_text()
+    maps = page.locator(".pathloop-explain img")
+    assert maps.count() == 2 + 2 and all(maps.nth(i).evaluate("image => image.naturalWidth") == 96 for i in range(4))
+    picture(page, "explained")
     page.wait_for_timeout(300)
     page.keyboard.press("4")
     page.keyboard.press("x")  # convinced

@@ -40,7 +40,7 @@ from pathloop.utility import rare_class_gain
 
 GROUPS = {"neutrophil": ["band neutrophil", "segmented neutrophil"], "immature granulocyte": ["promyelocyte", "myelocyte", "metamyelocyte"]}
 RARE, KNOWN = "basophil", ("eosinophil", "erythroblast", "lymphocyte", "monocyte", "platelet")
-SPLIT = SplitConfig(steps=150)
+SPLIT = SplitConfig(steps=100, row_steps=40)
 AWAY, GUIDED = {"guide_scale": 2.0}, {"guidance": 1.5}
 FIRST = 1_000_000 # Of the seeds of judged images
 

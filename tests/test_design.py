@@ -55,6 +55,7 @@ LISTED: dict[str, set[str]] = {
     "intervals": {"core"},
     "features": {"data", "pathologist", "intervals"},  # the pathologist's segmentation: one checked one, not two
     "subtypes": {"concepts", "features", "intervals"},
+    "attributes": {"guide", "subtypes"},
     "experts": {"data", "features"},
     "neighbours": {"features", "intervals"},
     "metrics": {"features", "intervals"},
@@ -67,7 +68,8 @@ LISTED: dict[str, set[str]] = {
     "reading": {"sharing", "feedback"},
 }
 LISTED["loop"] = set(LISTED)
-LISTED["cli"] = {"loop", "export", "inspection", "fetch", "checklist", "app"}
+LISTED["concept_study"] = {"loop", "app", "subtypes"}
+LISTED["cli"] = {"loop", "export", "inspection", "fetch", "checklist", "app", "concept_study"}
 
 
 def with_foundations(name: str) -> set[str]:

@@ -6,7 +6,8 @@
 __all__ = ['Nearest', 'nearest', 'expected_coverage', 'neighbour_metrics', 'precision_recall_density_coverage', 'authenticity']
 
 # %% ../nbs/11e_neighbours.ipynb #c003
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,9 +19,12 @@ from .features import check_pair, feature_rows
 from .intervals import GROUPS, Estimate, around, deal_groups, jackknife_error
 
 # %% ../nbs/11e_neighbours.ipynb #c006
-_BLOCK = 8_000_000 # Distances held at once: 32 MB in float32
-_SPARE = 8 # More neighbours than k are kept, so that k remain when the jackknife leaves out a group
-_TOLERANCE = 4e-6 # Of |a|^2 + |b|^2: how far a float32 squared distance may be off
+_SIDE = 1024 # Rows and columns of a block of distances: 4 MB in float32
+_SPARE = 5 # More neighbours than k are kept, so that k remain when the jackknife leaves out a group
+_FINE = 4e-6 # Relative error of a product of rows in float32
+_COARSE = 2.0**-8 # Relative error of a number in bfloat16
+_WIDE = 256 # Features from which bfloat16 pays
+_CROWD = 64 # Candidates for each row and column of a block, above which bfloat16 gives up
 
 
 class Nearest(NamedTuple):
@@ -29,72 +33,179 @@ class Nearest(NamedTuple):
     which: np.ndarray # Which row, int64 (n, k)
 
 
+class _Crowded(Exception):
+    "Rounded numbers leave too many candidates."
+
+
+class _Rounded(NamedTuple):
+    "Rows with a middle taken off, in float32 or bfloat16; their squared lengths; the largest relative error."
+    rows: torch.Tensor
+    lengths: torch.Tensor
+    error: float
+
+    def part(self, start: int) -> "_Rounded":
+        return _Rounded(self.rows[start : start + _SIDE], self.lengths[start : start + _SIDE], self.error)
+
+
 def _middle(*sets: np.ndarray) -> np.ndarray:
-    "Common mean of all sets. Taken off, it leaves distances as they are and float32 loses less."
+    "Common mean of all sets. Taken off, it leaves distances as they are and less is rounded away."
     return np.mean([rows.mean(0, dtype=np.float64) for rows in sets], axis=0)
 
 
-class _Half(NamedTuple):
-    "Rows in float32, with their squared lengths."
-    rows: torch.Tensor
-    lengths: torch.Tensor
+def _rounded(rows: np.ndarray, middle: np.ndarray, coarse: bool) -> _Rounded:
+    kept = torch.empty(rows.shape, dtype=torch.bfloat16 if coarse else torch.float32)
+    lengths, worst = torch.empty(len(rows)), 0.0
+    middle = middle.astype(rows.dtype) # Any middle will do, as long as it is the same for all
+    for start in range(0, len(rows), _SIDE):
+        part = torch.as_tensor(rows[start : start + _SIDE] - middle).float()
+        here = slice(start, start + len(part))
+        kept[here], lengths[here] = part, part.square().sum(1)
+        if coarse:
+            away = part.sub_(kept[here]).square_().sum(1)
+            worst = max(worst, float((away / lengths[here].clamp(min=1e-30)).max()) ** 0.5)
+    return _Rounded(kept, lengths, worst)
 
 
-def _half(rows: np.ndarray, middle: np.ndarray) -> _Half:
-    tensor = torch.empty(rows.shape, dtype=torch.float32)
-    for chosen in _blocks(np.arange(len(rows)), rows.shape[1]):
-        tensor[chosen] = torch.as_tensor(rows[chosen] - middle).float()
-    return _Half(tensor, torch.einsum("ij,ij->i", tensor, tensor))
+class _Doubt(NamedTuple):
+    "How far a squared distance may be off: a share of |a|^2 + |b|^2, and a share of |2ab|."
+    rows: float
+    product: float
+
+    def about(self, limits: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        "At a squared distance of `limits`, where |a|^2 + |b|^2 is from `low` to `high`."
+        return self.rows * high + self.product * torch.maximum(high - limits, limits - low)
 
 
-def _blocks(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
-    "Row numbers in blocks such that a block of distances to `width` others stays small."
-    step = max(1, _BLOCK // max(width, 1))
-    yield from (rows[i : i + step] for i in range(0, len(rows), step))
+def _doubt(a: _Rounded, b: _Rounded) -> _Doubt:
+    rows = (1 + a.error) * (1 + b.error) - 1 + _FINE
+    return _Doubt(rows, 1.02 * _COARSE if a.rows.dtype == torch.bfloat16 else 0.0)
 
 
-def _squares(a: _Half, chosen: np.ndarray, b: _Half) -> torch.Tensor:
-    "Squared distances of some rows to all of b, in float32; about 0 may come out negative."
-    rows = a.rows[torch.as_tensor(chosen)]
-    return torch.addmm(b.lengths[None], rows, b.rows.T, alpha=-2).add_(a.lengths[torch.as_tensor(chosen)][:, None])
+def _squares(a: _Rounded, b: _Rounded) -> torch.Tensor:
+    "Squared distances as far as rounding lets one see, float32; about 0 may come out negative."
+    return torch.mm(a.rows, b.rows.T).float().mul_(-2).add_(b.lengths[None]).add_(a.lengths[:, None])
 
 
-class _Candidates:
-    "The nearest found so far of each row, by float32 distance."
-
-    def __init__(self, n: int, k: int):
-        self.squares, self.which, self.k = torch.full((n, k), torch.inf), torch.zeros((n, k), dtype=torch.int64), k
-
-    def update(self, chosen: np.ndarray, block: torch.Tensor, first: int) -> None:
-        "Distances of consecutive rows to consecutive others, the first of which has number `first`."
-        here = slice(int(chosen[0]), int(chosen[-1]) + 1)
-        found = block.topk(min(self.k, block.shape[1]), 1, largest=False, sorted=False)
-        squares = torch.cat([self.squares[here], found.values], 1)
-        which = torch.cat([self.which[here], found.indices + first], 1)
-        best = squares.topk(self.k, 1, largest=False, sorted=False)
-        self.squares[here], self.which[here] = best.values, which.gather(1, best.indices)
+def _coarse_first(width: int) -> tuple[bool, ...]:
+    "Which roundings to try, in this order."
+    quick = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return (True, False) if quick and width >= _WIDE else (False,)
 
 
-def _candidates_within(a: _Half, k: int) -> _Candidates:
-    "Each block of distances serves its rows and, turned, its columns: half the products."
-    found, side = _Candidates(len(a.rows), k), int(_BLOCK**0.5)
-    numbers = [np.arange(i, min(i + side, len(a.rows))) for i in range(0, len(a.rows), side)]
-    for place, rows in enumerate(numbers):
-        for columns in numbers[place:]:
-            block = _squares(a, rows, _Half(a.rows[columns], a.lengths[columns]))
-            if rows is columns:
+def _exact(a: np.ndarray, i: np.ndarray, b: np.ndarray, j: np.ndarray) -> np.ndarray:
+    "Squared distance of row i of a to row j of b for each pair, float64."
+    found, step = np.empty(len(i)), max(1, 100_000 // a.shape[1]) # What stays in the cache
+    for start in range(0, len(i), step):
+        here = slice(start, start + step)
+        difference = np.subtract(a.take(i[here], 0), b.take(j[here], 0), dtype=np.float64)
+        found[here] = (difference[:, None] @ difference[:, :, None])[:, 0, 0]
+    return found
+
+# %% ../nbs/11e_neighbours.ipynb #c008
+class _Pile:
+    "Pairs of a row and another with their squared distance, in memory taken once: thousands of small pieces would leave holes everywhere."
+
+    def __init__(self, room: int):
+        self.i, self.j, self.squares, self.n = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room), 0
+
+    def add(self, i: np.ndarray, j: np.ndarray, squares: np.ndarray) -> None:
+        end = self.n + len(i)
+        if end > len(self.i):
+            self.i, self.j, self.squares = (np.concatenate([part, np.empty(end, part.dtype)]) for part in (self.i, self.j, self.squares))
+        self.i[self.n : end], self.j[self.n : end], self.squares[self.n : end] = i, j, squares
+        self.n = end
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.i[: self.n], self.j[: self.n], self.squares[: self.n]
+
+    def keep(self, chosen: np.ndarray) -> None:
+        kept = [part[chosen] for part in self.pairs()]
+        self.n = 0
+        self.add(*kept)
+
+
+class _Search:
+    "Who may be among the k nearest of each row."
+
+    def __init__(self, rows: _Rounded, others: _Rounded, k: int):
+        self.lowest = torch.full((len(rows.rows), k), torch.inf) # The k smallest group minima so far
+        self.doubt, self.low, self.high = _doubt(rows, others), rows.lengths + others.lengths.min(), rows.lengths + others.lengths.max()
+        self.k, self.most = k, 6 * k * len(rows.rows)
+        self.found = _Pile(self.most + 2 * _CROWD * _SIDE)
+
+    def look(self, start: int, block: torch.Tensor, dim: int) -> torch.Tensor:
+        "Limits for rows from `start`, after a look at one block of their distances, along one of its dimensions."
+        length = block.shape[dim]
+        groups = min(max(128, 4 * self.k), length)
+        whole = length // groups * groups
+        minima = torch.cat([block.narrow(dim, 0, whole).unflatten(dim, (-1, groups)).amin(dim), block.narrow(dim, whole, length - whole)], dim)
+        here = slice(start, start + block.shape[1 - dim])
+        together = np.concatenate([self.lowest[here].numpy(), (minima if dim else minima.T).numpy()], 1)
+        self.lowest[here] = torch.from_numpy(np.partition(together, self.k - 1, axis=1)[:, : self.k])
+        return self.limit(here)
+
+    def limit(self, here: slice) -> torch.Tensor:
+        "No neighbour can seem farther away than this."
+        limits = self.lowest[here].amax(1)
+        return limits + 2 * self.doubt.about(limits, self.low[here], self.high[here])
+
+    def add(self, rows: torch.Tensor, others: torch.Tensor, squares: torch.Tensor) -> None:
+        self.found.add(rows.numpy(), others.numpy(), squares.numpy())
+        if self.found.n > self.most:
+            self.drop()
+            self.most = max(self.most, 2 * self.found.n)
+
+    def drop(self) -> None:
+        "Leave out what lies beyond the limits as they are now."
+        self.found.keep(self.found.squares[: self.found.n] <= self.limit(slice(None)).numpy()[self.found.i[: self.found.n]])
+
+
+def _under(block: torch.Tensor, of_row: torch.Tensor, of_column: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    "Places in the block below the limit of their row or of their column."
+    mask = block.numpy() <= of_row.numpy()[:, None]
+    if of_column is not None:
+        mask |= block.numpy() <= of_column.numpy()[None]
+    places = torch.from_numpy(np.flatnonzero(mask))
+    return places // block.shape[1], places % block.shape[1]
+
+
+def _few(block: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    "Places of the k smallest of each row: for blocks full of ties, where it does not matter which."
+    which = block.topk(min(k, block.shape[1]), 1, largest=False)[1]
+    return torch.arange(len(block)).repeat_interleave(which.shape[1]), which.flatten()
+
+
+def _search(rows: np.ndarray, others: np.ndarray | None, k: int, coarse: bool) -> _Search:
+    "Look at every block once. Among themselves, a block serves its rows and its columns: half the products."
+    middle = _middle(rows) if others is None else _middle(rows, others)
+    a = _rounded(rows, middle, coarse)
+    b = a if others is None else _rounded(others, middle, coarse)
+    search = _Search(a, b, k)
+    for start in range(0, len(a.rows), _SIDE):
+        for first in range(start if others is None else 0, len(b.rows), _SIDE):
+            block = _squares(a.part(start), b.part(first))
+            if others is None and first == start:
                 block.fill_diagonal_(torch.inf)
+            both = others is None and first != start
+            of_row = search.look(start, block, 1)
+            of_column = search.look(first, block, 0) if both else None
+            i, j = _under(block, of_row, of_column)
+            if len(i) <= _CROWD * sum(block.shape):
+                squares = block[i, j]
+                mine = squares <= of_row[i]
+                search.add(i[mine] + start, j[mine] + first, squares[mine])
+                if of_column is not None:
+                    theirs = squares <= of_column[j]
+                    search.add(j[theirs] + first, i[theirs] + start, squares[theirs])
+            elif coarse:
+                raise _Crowded
             else:
-                found.update(columns, block.T.contiguous(), int(rows[0]))
-            found.update(rows, block, int(columns[0]))
-    return found
-
-
-def _candidates_among(a: _Half, b: _Half, k: int) -> _Candidates:
-    found = _Candidates(len(a.rows), k)
-    for chosen in _blocks(np.arange(len(a.rows)), len(b.rows)):
-        found.update(chosen, _squares(a, chosen, b), 0)
-    return found
+                i, j = _few(block, k)
+                search.add(i + start, j + first, block[i, j])
+                if both:
+                    j, i = _few(block.T, k)
+                    search.add(j + first, i + start, block[i, j])
+    return search
 
 
 def nearest(
@@ -109,23 +220,21 @@ def nearest(
     most = len(others) - (among is None)
     if not 1 <= k <= most:
         raise ValueError(f"k must be from 1 to {most}, the number of others; got {k}")
-    middle, wanted = _middle(rows, others), min(k + 4, most)
-    a = _half(rows, middle)
-    found = (_candidates_within(a, wanted) if among is None else _candidates_among(a, _half(others, middle), wanted)).which.numpy()
-    squares, which = np.empty((len(rows), k)), np.empty((len(rows), k), np.int64)
-    for chosen in _blocks(np.arange(len(rows)), rows.shape[1]):
-        exact = np.stack([_exact(rows[chosen], others[found[chosen, c]]) for c in range(wanted)], 1)
-        order = np.argsort(exact, 1, kind="stable")[:, :k]
-        squares[chosen], which[chosen] = np.take_along_axis(exact, order, 1), np.take_along_axis(found[chosen], order, 1)
-    return Nearest(squares, which)
+    for coarse in _coarse_first(rows.shape[1]):
+        with suppress(_Crowded):
+            search = _search(rows, among, k, coarse)
+            break
+    search.drop()
+    i, j, _ = search.found.pairs()
+    in_turn = np.argsort(i, kind="stable") # The same row again is in the cache
+    i, j = i[in_turn], j[in_turn].astype(np.int64)
+    exact = _exact(rows, i, others, j)
+    order = np.lexsort((j, exact, i))
+    first = np.searchsorted(i[order], np.arange(len(rows)))
+    chosen = order[first[:, None] + np.arange(k)]
+    return Nearest(exact[chosen], j[chosen])
 
-
-def _exact(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    "Squared distance of each row of a to the same row of b, float64."
-    difference = np.subtract(a, b, dtype=np.float64)
-    return np.einsum("ij,ij->i", difference, difference)
-
-# %% ../nbs/11e_neighbours.ipynb #c010
+# %% ../nbs/11e_neighbours.ipynb #c012
 @lru_cache(maxsize=64)
 def _ladder(n: int, m: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     "Share of m images that are good, and the filled places over k that it leads one to expect."
@@ -164,29 +273,24 @@ def _side(rows: np.ndarray, labels: np.ndarray | None, k: int, random: np.random
     return _Side(rows, near, group, radii, kept)
 
 
-def _to_centre(rows: np.ndarray, centre_of: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    "Squared distance of each row to the mean of `centre_of`, with each of its groups left out; (1 + GROUPS, n)."
-    middle = centre_of.mean(0, dtype=np.float64)
-    weights = kept / kept.sum(1, keepdims=True)
-    centres = np.zeros((len(kept), rows.shape[1]))
-    for chosen in _blocks(np.arange(len(centre_of)), rows.shape[1]):
-        centres += weights[:, chosen] @ (centre_of[chosen] - middle)
-    away = np.empty((len(kept), len(rows)))
-    for chosen in _blocks(np.arange(len(rows)), rows.shape[1]):
-        part = rows[chosen] - middle
-        away[:, chosen] = (part**2).sum(1) + (centres**2).sum(1)[:, None] - 2 * centres @ part.T
+def _centres(side: _Side, middle: np.ndarray) -> np.ndarray:
+    "Mean of the rows, with each group left out; (1 + GROUPS, d), counted from `middle`."
+    weights = side.kept / side.kept.sum(1, keepdims=True)
+    return sum(weights[:, start : start + _SIDE] @ (side.rows[start : start + _SIDE] - middle) for start in range(0, len(side.rows), _SIDE))
+
+
+def _to_centres(side: _Side, centres: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    "Squared distance of each row to each centre, (centres, n)."
+    away, lengths = np.empty((len(centres), len(side.rows))), (centres**2).sum(1)[:, None]
+    for start in range(0, len(side.rows), _SIDE):
+        part = side.rows[start : start + _SIDE] - middle
+        away[:, start : start + _SIDE] = np.einsum("ij,ij->i", part, part) + lengths - 2 * centres @ part.T
     return away
 
+# %% ../nbs/11e_neighbours.ipynb #c014
+_PAIRS = 1_000_000 # Pairs that are counted together
 
-def _central(side: _Side) -> np.ndarray:
-    "Place of each row when sorted by distance to the centre, 0 to 1, with each group left out; 2 for those left out."
-    places = np.full(side.kept.shape, 2.0)
-    for place, keep, away in zip(places, side.kept, _to_centre(side.rows, side.rows, side.kept), strict=True):
-        order = np.argsort(away[keep], kind="stable")
-        place[np.flatnonzero(keep)[order]] = np.arange(1, len(order) + 1) / len(order)
-    return places
 
-# %% ../nbs/11e_neighbours.ipynb #c012
 class _Tally:
     "What the pairs inside balls add up to; row 0 of each array with nothing left out, the others with one group left out."
 
@@ -194,37 +298,55 @@ class _Tally:
         n, m, times = len(real.rows), len(synthetic.rows), GROUPS + 1
         self.real, self.synthetic = real, synthetic
         self.median = np.array([np.median(radii[kept]) for radii, kept in zip(real.radii, real.kept, strict=True)])
-        self.place = _central(synthetic)
-        self.depth = _to_centre(real.rows, real.rows, real.kept), _to_centre(synthetic.rows, real.rows, real.kept)
+        middle = _middle(real.rows, synthetic.rows)
+        centres = np.concatenate([_centres(real, middle), _centres(synthetic, middle)])
+        self.of_real, self.of_synthetic = (_to_centres(side, centres, middle) for side in (real, synthetic)) # To centres of reals, then of synthetic
         self.precise, self.recalled = np.zeros((times, m), bool), np.zeros((times, n), bool)
         self.pairs = np.zeros(times)
         self.within = np.zeros((times, n), np.int32) # Synthetic images in the ball of each real
         self.clipped = np.zeros((times, m), np.int32) # Cut real balls around each synthetic
-        self.inner = np.full((times, n), 2.0) # Most central synthetic image in the ball of each real
 
     def add_all(self) -> None:
         "Go through all pairs."
-        middle = _middle(self.real.rows, self.synthetic.rows)
-        a, b = _half(self.real.rows, middle), _half(self.synthetic.rows, middle)
-        far_real, far_synthetic = self.real.radii.max(0), self.synthetic.radii.max(0)
-        limit = torch.as_tensor(far_synthetic, dtype=torch.float32) + 2 * _TOLERANCE * b.lengths
-        for chosen in _blocks(np.arange(len(self.real.rows)), len(self.synthetic.rows)):
-            block = _squares(a, chosen, b)
-            own = torch.as_tensor(far_real[chosen], dtype=torch.float32) + 2 * _TOLERANCE * a.lengths[torch.as_tensor(chosen)]
-            reach = torch.maximum(own[:, None] + 2 * _TOLERANCE * b.lengths.max(), limit[None] + 2 * _TOLERANCE * a.lengths.max())
-            row, column = (block <= reach).nonzero(as_tuple=True)
-            if len(row):
-                lengths = a.lengths[torch.as_tensor(chosen)][row] + b.lengths[column]
-                self.add(chosen[row.numpy()], column.numpy(), block[row, column].double().numpy(), lengths.numpy())
+        rows = self.real.rows, self.synthetic.rows
+        middle, ranges = _middle(*rows), [(side.radii.min(0), side.radii.max(0)) for side in (self.real, self.synthetic)]
+        tries = list(_coarse_first(rows[0].shape[1]))
+        a, b = (_rounded(part, middle, tries[0]) for part in rows)
+        pile = _Pile(_PAIRS)
+        for start in range(0, len(rows[0]), _SIDE):
+            for first in range(0, len(rows[1]), _SIDE):
+                found, unsure = self._inside(a, b, start, first, ranges)
+                if unsure.sum() > _CROWD * 2 * _SIDE and tries[0]:
+                    tries = [False]
+                    a, b = (_rounded(part, middle, False) for part in rows)
+                    found, unsure = self._inside(a, b, start, first, ranges)
+                found[2][unsure] = _exact(rows[0], found[0][unsure], rows[1], found[1][unsure])
+                pile.add(*found)
+                if pile.n > _PAIRS // 2:
+                    self.add(*pile.pairs())
+                    pile.n = 0
+        self.add(*pile.pairs())
 
-    def add(self, i: np.ndarray, j: np.ndarray, squares: np.ndarray, lengths: np.ndarray) -> None:
+    def _inside(self, a: _Rounded, b: _Rounded, start: int, first: int, ranges: list[tuple[np.ndarray, np.ndarray]]) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        "Pairs of one block that may lie in a ball: real, synthetic, squared distance; and whether rounding leaves it open."
+        part, other, doubt = a.part(start), b.part(first), _doubt(a, b)
+        block = _squares(part, other)
+        (low_real, high_real), (low_made, high_made) = (tuple(radius[at : at + _SIDE] for radius in pair) for pair, at in zip(ranges, (start, first), strict=True))
+        limits = []
+        for radius, own, others in ((high_real, part.lengths, other.lengths), (high_made, other.lengths, part.lengths)):
+            reach = torch.as_tensor(radius).float()
+            limits.append(reach + doubt.about(reach, own + others.min(), own + others.max()))
+        i, j = _under(block, *limits)
+        lengths = part.lengths[i] + other.lengths[j]
+        squares, off = block[i, j].double().numpy(), doubt.about(block[i, j], lengths, lengths).double().numpy()
+        row, column = i.numpy(), j.numpy()
+        unsure = np.zeros(len(row), bool)
+        for low, high in ((low_real[row], high_real[row]), (low_made[column], high_made[column]), (self.median.min(), self.median.max())):
+            unsure |= (squares >= low - off) & (squares <= high + off)
+        return (row + start, column + first, squares), unsure
+
+    def add(self, i: np.ndarray, j: np.ndarray, squares: np.ndarray) -> None:
         "Pairs of real i and synthetic j."
-        off = _TOLERANCE * lengths
-        unsure = np.zeros(len(i), bool)
-        for radius in (self.real.radii[0, i], self.synthetic.radii[0, j], np.full(len(i), self.median[0])):
-            unsure |= np.abs(squares - radius) <= off
-        for part in _blocks(np.flatnonzero(unsure), self.real.rows.shape[1]):
-            squares[part] = _exact(self.real.rows[i[part]], self.synthetic.rows[j[part]])
         for r in range(GROUPS + 1):
             keep = self.real.kept[r, i] & self.synthetic.kept[r, j]
             of_real = keep & (squares < self.real.radii[r, i])
@@ -233,11 +355,10 @@ class _Tally:
             self.precise[r, made] = True
             self.pairs[r] += len(near)
             self.within[r] += np.bincount(near, minlength=len(self.within[r])).astype(np.int32)
-            np.minimum.at(self.inner[r], near, self.place[r, made])
             cut = made[squares[of_real] <= self.median[r]]
             self.clipped[r] += np.bincount(cut, minlength=len(self.clipped[r])).astype(np.int32)
 
-# %% ../nbs/11e_neighbours.ipynb #c013
+# %% ../nbs/11e_neighbours.ipynb #c015
 def _own_density(real: _Side, median: float, r: int, k: int) -> float:
     "Clipped density of the reals among themselves."
     keep = real.kept[r]
@@ -255,20 +376,28 @@ def _area(places: np.ndarray) -> float:
     return float(1 - 2 * np.abs(reached - grid).mean())
 
 
+def _places(away: np.ndarray, among: np.ndarray) -> np.ndarray:
+    "Share of `among` that lies nearer to the centre."
+    return np.searchsorted(np.sort(among), away, side="left") / len(among)
+
+
 def _read(tally: _Tally, r: int, k: int) -> dict[str, float]:
     "All metrics of one jackknife version."
     real, synthetic = tally.real.kept[r], tally.synthetic.kept[r]
     n, m = int(real.sum()), int(synthetic.sum())
     filled = np.minimum(tally.within[r, real], k).mean() / k
     share, expected = _ladder(n, m, k)
-    places = np.searchsorted(np.sort(tally.depth[0][r, real]), tally.depth[1][r, synthetic], side="left") / n
+    places = _places(tally.of_synthetic[r, synthetic], tally.of_real[r, real])
+    other = GROUPS + 1 + r
+    reached = _places(tally.of_real[other, real], tally.of_synthetic[other, synthetic])
+    reached[tally.within[r, real] == 0] = 2.0 # Never
     own = _own_density(tally.real, tally.median[r], r, k)
     return {
         "precision": tally.precise[r, synthetic].mean(), "recall": tally.recalled[r, real].mean(),
         "density": tally.pairs[r] / (k * m), "coverage": (tally.within[r, real] > 0).mean(),
         "clipped_density": min(1.0, np.minimum(tally.clipped[r, synthetic] / k, 1).mean() / own) if own else 0.0,
         "clipped_coverage": float(np.interp(filled, expected, share)),
-        "alpha_precision": _area(places), "beta_recall": _area(tally.inner[r, real]),
+        "alpha_precision": _area(places), "beta_recall": _area(reached),
     }
 
 
@@ -310,7 +439,7 @@ def precision_recall_density_coverage(
     found = neighbour_metrics(real, synthetic, k, features, real_labels, synthetic_labels)
     return {name: found[name] for name in ("precision", "recall", "density", "coverage")}
 
-# %% ../nbs/11e_neighbours.ipynb #c019
+# %% ../nbs/11e_neighbours.ipynb #c023
 def authenticity(
     train: np.ndarray, # Features (n, d) of the images the generator learnt from; or the images, together with `features`
     synthetic: np.ndarray, # The same of what it made, (m, d); m may differ from n

@@ -98,7 +98,7 @@ METRICS = (
     Metric("recall", "Is anything missing?", "Recall", "Share of real images that lie among the generated ones.", "higher", True),
     Metric("coverage", "Is anything missing?", "Coverage", "Share of real images with a generated one nearby. Falls when a generator repeats itself.", "higher", True),
     Metric("clipped_coverage", "Is anything missing?", "Clipped coverage", "Reads as a share of good images: how many neighbours real images find, on the scale of what real ones would.", "higher", True),
-    Metric("beta_recall", "Is anything missing?", "Beta-recall", "Are real images reached by central and by peripheral generated ones alike? Compare with the floor.", "floor"),
+    Metric("beta_recall", "Is anything missing?", "Beta-recall", "Do generated images lie about their centre as real ones do, with one near every real image? Compare with the floor.", "floor"),
     Metric("vendi_score", "Is anything missing?", "Vendi score", "Effective number of clearly different images, by learnt features, on the scale of the reals.", "floor"),
     Metric("downstream_accuracy", "Are they useful?", "Accuracy of a classifier trained on them", "Trained on these images alone, tested on real ones; mean over cell types. Floor: trained on as many real images.", "higher", True),
     Metric("authenticity", "Are they copies?", "Authenticity", "Share that is not nearer to a training image than that one is to the next. Unseen real images set the level; copies score 0.", "floor", True),
@@ -276,13 +276,14 @@ def _figure(report: Report, metric: Metric) -> Picture:
     axis, floor, scale = figure.subplots(), report.get(FLOOR, metric.key), 100 if metric.percent else 1
     if not np.isnan(floor.value):
         axis.axvspan(scale * floor.low, scale * floor.high, color="#b09442", alpha=0.25, label=FLOOR)
-        axis.legend(fontsize=7)
+        figure.legend(fontsize=7, loc="upper right", frameon=False)
     for place, name in enumerate(names):
         found = report.get(name, metric.key)
         axis.plot([scale * found.low, scale * found.high], [place, place], color="#7b4fa3")
         axis.plot(scale * found.value, place, "o", color="#7b4fa3")
     axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(metric.title + (" (%)" if metric.percent else ""), fontsize=10)
     return figure
 

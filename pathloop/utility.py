@@ -6,8 +6,10 @@
 __all__ = ['SHARES', 'Downstream', 'downstream_accuracy', 'accuracy_gain', 'Utility', 'utility', 'augment', 'rare_class_gain']
 
 # %% ../nbs/11g_utility.ipynb #c003
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import check_images, check_labels, progress
+from .core import check_images, check_labels, progress, read_json, write_json
 from .data import CellImages
 from .features import as_tensor, one_thread, small_network, train_network, turn
 from .intervals import Estimate, TooFewImages, draws, wilson_interval
@@ -38,6 +40,7 @@ def downstream_accuracy(
     n_classes: int, # How many cell types there are
     seeds: Sequence[int] = (0, 1), # A training for each
     steps: int = 160, # Training steps of 64 images
+    kept: str | Path | None = None, # Folder for the verdicts of finished trainings: an interrupted run goes on from there
 ) -> Downstream:
     "Train on these, test on real (TSTR). Raises `ValueError` on wrong arrays, or a test type without training images."
     train_images, test_images = check_images(train_images, "train_images"), check_images(test_images, "test_images")
@@ -51,16 +54,40 @@ def downstream_accuracy(
     if missing:
         raise ValueError(f"train_labels must hold every type that test_labels holds; types {missing} are missing")
     learn, types, unseen = as_tensor(train_images), torch.as_tensor(train_labels), as_tensor(test_images)
-    named = []
-    for seed in seeds:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), one_thread():
-            torch.manual_seed(seed)
-            network = small_network(32, n_classes, (2, 1, 2))
-            with torch.enable_grad():
-                train_network([network], partial(_naming_loss, network, learn, types), len(learn), steps)
-            found = torch.cat([network(unseen[i : i + 256]).argmax(1) for i in range(0, len(unseen), 256)]).numpy()
-        named.append(found)
+    place = None if kept is None else Path(kept) / _what(train_images, train_labels, test_images, n_classes, steps)
+    named = [_kept(place, seed, partial(_named, learn, types, unseen, n_classes, seed, steps)) for seed in seeds]
     return _score(np.stack(named), test_labels)
+
+
+def _named(learn: Tensor, types: Tensor, unseen: Tensor, n_classes: int, seed: int, steps: int) -> np.ndarray:
+    "Train one classifier; the type that it gives each unseen image."
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), one_thread():
+        torch.manual_seed(seed)
+        network = small_network(32, n_classes, (2, 1, 2))
+        with torch.enable_grad():
+            train_network([network], partial(_naming_loss, network, learn, types), len(learn), steps)
+        return torch.cat([network(unseen[i : i + 256]).argmax(1) for i in range(0, len(unseen), 256)]).numpy()
+
+
+def _what(*parts: np.ndarray | int) -> str:
+    "Name of what a training depends on."
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(np.shape(part)).encode() + np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _kept(place: Path | None, seed: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+    "What was kept of this seed, or made now and kept."
+    if place is None:
+        return make()
+    file = place / f"seed-{seed}.json"
+    if file.exists():
+        return np.array(read_json(file))
+    found = make()
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(file, found.tolist())
+    return found
 
 
 def _naming_loss(network: nn.Module, images: Tensor, types: Tensor, chosen: Tensor) -> Tensor:
@@ -160,6 +187,7 @@ def utility(
     shots: Sequence[int] = (), # Real images of each type in the few-shot arms
     seeds: Sequence[int] = (0, 1, 2, 3, 4), # A training for each, the same in all arms
     steps: int = 160, # Training steps of 64 images, the same in all arms
+    kept: str | Path | None = None, # Folder for finished trainings: an interrupted run goes on from there
 ) -> Utility:
     "TSTR, mixtures and few-shot arms under one tuning. Raises `ValueError` on wrong parts, `TooFewImages` when synthetic images run out."
     if any(not 0 < share < 1 for share in shares):
@@ -169,7 +197,7 @@ def utility(
     found: dict[str, Downstream] = {}
     rows, types = [], []
     for name, (learn, share, partner) in progress(arms.items(), "training classifiers", total=len(arms)):
-        result = found[name] = downstream_accuracy(learn[0], learn[1], test.images, test.labels, len(train.classes), seeds, steps)
+        result = found[name] = downstream_accuracy(learn[0], learn[1], test.images, test.labels, len(train.classes), seeds, steps, kept)
         rows.append(_row(name, len(learn[1]), result, accuracy_gain(found[partner], result, test.labels) if partner else None, share))
         types.append(result.per_class.reset_index().assign(arm=name))
     by_type = pd.concat(types, ignore_index=True)
@@ -214,6 +242,7 @@ def rare_class_gain(
     keep: int = 8, # Real images of it that remain
     seeds: Sequence[int] = (0, 1, 2, 3, 4), # A training for each, the same in all arms
     steps: int = 160, # Training steps of 64 images, the same in all arms
+    kept: str | Path | None = None, # Folder for finished trainings: an interrupted run goes on from there
 ) -> pd.DataFrame: # arm, recall with interval, n, precision, others, gain over nothing and over oversampling with intervals
     "Recall of a scarce type under four remedies. Raises `ValueError` on an unknown type, `TooFewImages` when images run out."
     if rare not in train.classes:
@@ -229,7 +258,7 @@ def rare_class_gain(
     part = _take(labels, {kind: wanted}, random)
     sets = {f"{keep} real": start, "oversampled": _joined(start, (again, kinds)), "augmented": _joined(start, (augment(again), kinds)),
             "synthetic added": _joined(start, (np.asarray(images)[part], kinds))}
-    found = {name: downstream_accuracy(learn[0], learn[1], test.images, test.labels, len(train.classes), seeds, steps)
+    found = {name: downstream_accuracy(learn[0], learn[1], test.images, test.labels, len(train.classes), seeds, steps, kept)
              for name, learn in progress(sets.items(), "training classifiers", total=len(sets))}
     base, over = found[f"{keep} real"], found["oversampled"]
     return pd.DataFrame([_rare_row(name, result, base, over, kind, test.labels) for name, result in found.items()])

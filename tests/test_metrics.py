@@ -128,7 +128,7 @@ def test_beta_recall_is_near_1_for_one_distribution_and_falls_with_what_is_missi
     full = neighbour_metrics(real, fresh)["beta_recall"].value
     assert full > 0.85
     assert neighbour_metrics(real, fresh[np.repeat(np.arange(20), 20)])["beta_recall"].value < 0.6 # Twenty images, twenty times
-    assert neighbour_metrics(real, 3 * fresh)["beta_recall"].value < 0.6 # Reals all at the centre of what was made
+    assert neighbour_metrics(real, 3 * fresh)["beta_recall"].value < 0.7 # Reals all at the centre of what was made
 
 
 def test_authenticity_of_copies_and_of_unequal_sets():

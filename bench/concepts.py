@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from bench.methods import kept, network, quick
+from pathloop.attributes import AttributeConfig, AttributedGenerator, fit_attributes, sample_without
 from pathloop.concepts import ConceptConfig, add_concept
 from pathloop.core import read_json, write_json
 from pathloop.data import CellImages, load_images, split_by_use
@@ -93,8 +94,7 @@ class Setting:
 
     def named(self, images: np.ndarray, names: list[str]) -> np.ndarray:
         "Which of these types the judge takes each image for."
-        scores = [self.judge.scores(images, np.full(len(images), self.judge.classes.index(name)))["type"] for name in names]
-        return np.argmax(scores, axis=0)
+        return self.judge._log_probabilities(images)[0][:, [self.judge.classes.index(name) for name in names]].argmax(1)
 
     def plausible(self, images: np.ndarray, asked: list[str]) -> np.ndarray:
         "The full verdict, in four parts."
@@ -155,10 +155,10 @@ class Split:
 
         arms = {
             "the parent's row": lambda: (self.setting.generator, GUIDED),
-            "new rows only": lambda: (self.rows_only(), GUIDED),
-            "new rows only, away from sibling": lambda: away(self.rows_only()),
             "all weights": lambda: (self.split(), GUIDED),
             "all weights, away from sibling": lambda: away(self.split()),
+            "new rows only": lambda: (self.rows_only(), GUIDED),
+            "new rows only, away from sibling": lambda: away(self.rows_only()),
             "all weights, away, best of 4": lambda: away(self.split()),
         }
         if self.seed == 0:
@@ -201,20 +201,26 @@ def summed(rows: list[dict], names: list[str]) -> list[dict]:
     return found
 
 
-def split_part(setting: Setting, parent: str, seeds: list[int], n: int) -> dict:
+def split_part(setting: Setting, parent: str, seeds: list[int], n: int, keep: Callable[[dict], None]) -> dict:
     names, runs, rows = GROUPS[parent], [Split(setting, parent, seed, n) for seed in seeds], []
+    images, truth = setting.of("test", names)
+    found = {"names": names, "budget": runs[0].budget, "settings": SPLIT.to_dict(),
+             "real": {**share(setting.named(images, names) == truth), "plausible": share(setting.plausible(images, [names[k] for k in truth]))},
+             "model": [{"seed": run.seed, "cross_validated": run.model.checked._asdict(), "on_test": share(run.model.proba(images).argmax(1) == truth)} for run in runs]}
     for run in runs:
         for arm in run.arms():
-            rows.append(run.row(arm))
+            file = run.work / "rows" / f"{arm}.json"
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, run.row(arm))
+            rows.append(read_json(file))
+            keep(found | {"table": summed(rows, names)})
             print(f"  {parent}, seed {run.seed}, {arm}: {np.mean(rows[-1]['right']):.2f} named as asked, coverage {rows[-1]['coverage']:.2f}", flush=True)
-    images, truth = setting.of("test", names)
     before = np.concatenate([run.others(setting.generator, "before") for run in runs])
     after = np.concatenate([run.others(run.split(), "after") for run in runs])
     gain, pairs = paired_gain(before, after), mcnemar(before, after)
-    return {"names": names, "budget": runs[0].budget, "settings": SPLIT.to_dict(), "table": summed(rows, names),
-            "real": {**share(setting.named(images, names) == truth), **{"plausible": share(setting.plausible(images, [names[k] for k in truth]))}},
-            "model": [{"seed": run.seed, "cross_validated": run.model.checked._asdict(), "on_test": share(run.model.proba(images).argmax(1) == truth)} for run in runs],
-            "others": {"before": share(before), "after": share(after), "change": gain._asdict(), "gained": pairs.gained, "lost": pairs.lost, "p": pairs.p}}
+    others = {"before": share(before), "after": share(after), "change": gain._asdict(), "gained": pairs.gained, "lost": pairs.lost, "p": pairs.p}
+    return found | {"table": summed(rows, names), "others": others}
 
 
 def type_part(setting: Setting, shots: list[int], n: int, classifier_seeds: int) -> dict:
@@ -236,7 +242,42 @@ def type_part(setting: Setting, shots: list[int], n: int, classifier_seeds: int)
     return {"type": RARE, "added": rows, "rare": tables, "classifier_seeds": classifier_seeds}
 
 
-PARTS = ("split", "stages", "type")
+def attribute_part(setting: Setting, n: int, column: str = "cytoplasm_vacuole", kind: str = "monocyte", labels: int = 64) -> dict:
+    "An attribute that is asked for, and one that is forbidden; what the judge, who knows experts' annotations, sees of it."
+    told, test = setting.told("train"), setting.real["test"].of_class(kind)
+    home, seeds = setting.work / f"attribute {column}", FIRST + np.arange(n)
+
+    def taught() -> AttributedGenerator:
+        if not (home / "network").exists():
+            fit_attributes(setting.generator, told, [column], AttributeConfig(steps=100)).save_pretrained(home / "network")
+        return AttributedGenerator.from_pretrained(home / "network")
+
+    def seen(images: np.ndarray) -> np.ndarray:
+        return (setting.judge.attributes(images, abstain=False)[column] == "yes").to_numpy()
+
+    described, rows = taught(), []
+    label = np.full(n, described.generator.classes.index(kind))
+    for away in (1.0, 2.0):
+        for value in described.values[column]:
+            images = described.sample(label, seeds, {column: value}, away=away, **({} if away > 1 else GUIDED))
+            rows.append({"arm": f"asked: {value}, away {away:g}", "seen": share(seen(images)), "plausible": share(setting.plausible(images, [kind] * n))})
+    cells = setting.real["train"].of_class(kind)
+    truth = (cells.attributes[column] == "yes").to_numpy().astype(int)
+    few = np.random.default_rng(0).permutation(len(cells))[:labels]
+    model = fit_concept_model(cells.images[few], truth[few], ["without", "with"])
+    label = np.full(n, setting.generator.classes.index(kind))
+    plain = setting.generator.sample(label, seeds, **GUIDED)
+    rows.append({"arm": "not constrained", "seen": share(seen(plain)), "plausible": share(setting.plausible(plain, [kind] * n))})
+    pool, cost = sample_without(setting.generator, label, seeds, model, "with", limit=0.4, n=8, **GUIDED)
+    rows.append({"arm": "forbidden: rejected until absent", "seen": share(seen(pool.images)), "plausible": share(setting.plausible(pool.images, [kind] * len(pool))), "sampled": cost})
+    has = (test.attributes[column] == "yes").to_numpy()
+    for row in rows:
+        print(f"  {row['arm']:34} {column} seen in {row['seen']['value']:.2f} [{row['seen']['low']:.2f}, {row['seen']['high']:.2f}] n={row['seen']['n']}", flush=True)
+    return {"attribute": column, "type": kind, "rows": rows, "real": {"with": share(seen(test.images[has])), "without": share(seen(test.images[~has]))},
+            "model": {"cross_validated": model.checked._asdict(), "on_test": share(model.proba(test.images).argmax(1) == has)}}
+
+
+PARTS = ("split", "stages", "type", "attribute")
 
 
 def main() -> None:
@@ -245,7 +286,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that is made")
     parser.add_argument("--judge", type=Path, required=True, help="an expert pathologist saved by bench/judges.py, of 32 px")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--n", type=int, default=64, help="judged images of each subtype and seed")
+    parser.add_argument("--n", type=int, default=48, help="judged images of each subtype and seed")
     parser.add_argument("--shots", type=int, nargs="+", default=[8, 16, 64])
     parser.add_argument("--classifier-seeds", type=int, default=3)
     parser.add_argument("--pretrain-steps", type=int, default=4200)
@@ -253,17 +294,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON; parts that are not made now stay as they are")
     given = parser.parse_args()
     setting = Setting(given.images, given.work, given.judge, given.pretrain_steps)
-    make = {"split": lambda: split_part(setting, "neutrophil", given.seeds, given.n),
-            "stages": lambda: split_part(setting, "immature granulocyte", given.seeds, given.n),
-            "type": lambda: type_part(setting, given.shots, 160, given.classifier_seeds)}
+
+    def keeper(name: str) -> Callable[[dict], None]:
+        def keep(found: dict) -> None:
+            if given.out:
+                before = read_json(given.out) if given.out.exists() else {}
+                write_json(given.out, before | {"device": f"{platform.machine()}, {torch.get_num_threads()} thread", "pretrain_steps": int(setting.generator.history["step"].max()),
+                                                name: found | {"date": str(date.today())}})
+
+        return keep
+
+    make = {"split": lambda keep: split_part(setting, "neutrophil", given.seeds, given.n, keep),
+            "stages": lambda keep: split_part(setting, "immature granulocyte", given.seeds, given.n, keep),
+            "type": lambda keep: type_part(setting, given.shots, 160, given.classifier_seeds), "attribute": lambda keep: attribute_part(setting, given.n)}
     for name in given.only:
-        found = make[name]()
+        found = make[name](keeper(name))
+        keeper(name)(found)
         for row in found.get("table", []):
             print(f"{row['arm']:34} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] n={row['n']}  coverage {row['coverage']:.2f}  plausible {row['plausible']['value']:.2f}")
-        if given.out:
-            before = read_json(given.out) if given.out.exists() else {}
-            write_json(given.out, before | {"device": f"{platform.machine()}, {torch.get_num_threads()} thread", "pretrain_steps": int(setting.generator.history["step"].max()),
-                                            name: found | {"date": str(date.today())}})
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class Material:
                 if 0 < truth.mean() < 1:
                     metrics = score_metrics(score, truth, resamples=100)
                     row |= {name: metrics[name]["value"] for name in ("auroc", "ece", "brier")} | {"base brier": metrics["brier"]["reference"]}
-                rows.append(row)
+                rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
         return rows
 
 

@@ -329,6 +329,9 @@ def _headline(report: Report, name: str, baseline: str, controls: Sequence[str])
     "The whole finding about a method in one sentence."
     mine = report.comparisons[(report.comparisons["arm"] == name) & (report.comparisons["judge"] == "accepted")].set_index("against")
     gain, rivals = mine.loc[baseline], [mine.loc[c] for c in controls if c in mine.index and c != baseline]
+    if not rivals: # Generators side by side, of which nothing is known but their images
+        often = "less often than" if gain.high < 0 else "more often than" if gain.low > 0 else "as often, as far as this study can see, as"
+        return f"In one sentence: the independent judge accepts “{name}” {often} “{baseline}”."
     if gain.high < 0:
         return f"In one sentence: finetuning on the feedback (“{name}”) made the images worse in the eyes of the independent judge."
     if gain.low <= 0:

@@ -35,7 +35,16 @@ from pathloop.guide import best_of
 from pathloop.intervals import mcnemar, paired_gain, wilson_interval
 from pathloop.loop import open_cells, save_cells
 from pathloop.neighbours import precision_recall_density_coverage
-from pathloop.subtypes import ConceptModel, SplitConfig, add_type, fit_concept_model, merge_classes, nearest_type, sibling_guide, split_class
+from pathloop.subtypes import (
+    ConceptModel,
+    SplitConfig,
+    add_type,
+    fit_concept_model,
+    merge_classes,
+    nearest_type,
+    sibling_guide,
+    split_class,
+)
 from pathloop.training import TrainConfig
 from pathloop.utility import rare_class_gain
 

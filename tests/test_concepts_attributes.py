@@ -8,7 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
-from pathloop.attributes import AttributeConfig, AttributedGenerator, allowed_weights, attribute_values, fit_attributes, sample_without
+from pathloop.attributes import (
+    AttributeConfig,
+    AttributedGenerator,
+    allowed_weights,
+    attribute_values,
+    fit_attributes,
+    sample_without,
+)
 from pathloop.concepts import grow_classes
 from pathloop.data import CellImages
 from pathloop.diffusion import Generator, NetworkConfig, Pool, make_unet

@@ -9,7 +9,17 @@ import torch
 
 from pathloop.data import CellImages
 from pathloop.diffusion import Generator, NetworkConfig, make_unet
-from pathloop.subtypes import ConceptModel, SplitConfig, add_type, fit_concept_model, merge_classes, nearest_type, sibling_guide, split_class, subtype_weights
+from pathloop.subtypes import (
+    ConceptModel,
+    SplitConfig,
+    add_type,
+    fit_concept_model,
+    merge_classes,
+    nearest_type,
+    sibling_guide,
+    split_class,
+    subtype_weights,
+)
 
 SIZE = 16
 NETWORK = NetworkConfig(size=SIZE, channels=(16, 32))

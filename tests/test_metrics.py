@@ -34,7 +34,8 @@ def test_equal_to_plain_definitions(n, m, d, k):
 
 def plain_metrics(real, made, k):
     "From full float64 matrices."
-    away = lambda x, y: np.sqrt(np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T, 0))
+    def away(x, y):
+        return np.sqrt(np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T, 0))
     across, own = away(real, made), [np.sort(away(x, x), 1)[:, k] for x in (real, made)]
     ball = across < own[0][:, None]
     return {"precision": ball.any(0).mean(), "recall": (across < own[1][None]).any(1).mean(), "density": ball.sum(0).mean() / k, "coverage": ball.any(1).mean()}

@@ -156,10 +156,9 @@ def summary(rows: pd.DataFrame, state: str = "untouched") -> pd.DataFrame:
     own = rows[rows["state"] == state]
     groups = own.groupby(["noise", "kind", "what", "judge"], sort=False)
     parts = {name: groups[name].apply(mean_interval).unstack() for name in ("auroc", "ece")}
-    table = pd.concat(parts, axis=1)
-    table.insert(0, "labels", groups["labels"].mean())
-    table.insert(1, "implausible", groups["implausible"].mean())
-    return table
+    counts = groups[["labels", "implausible"]].mean()
+    counts.columns = pd.MultiIndex.from_product([["mean of"], counts.columns])
+    return pd.concat([counts, pd.concat(parts, axis=1)], axis=1)
 
 
 def rule_gains(rows: pd.DataFrame) -> pd.DataFrame:

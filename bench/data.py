@@ -49,6 +49,8 @@ def one_way(way: str, folder: Path, cache: Path, size: int, batches: int) -> dic
     import torch
 
     from pathloop.data import load_images, open_images
+    from pathloop.diffusion import pretrain
+    from pathloop.training import TrainConfig
 
     start = time.perf_counter()
     cells = load_images(folder, size) if way == "whole" else open_images(folder, size, cache=cache)
@@ -64,7 +66,11 @@ def one_way(way: str, folder: Path, cache: Path, size: int, batches: int) -> dic
         rate[name] = 128 * batches / (time.perf_counter() - start)
         if way == "stream" and name == "first pass":
             cells.images.fill()
-    return {"opening s": opened, **{f"{name} images/s": value for name, value in rate.items()}, "peak MiB": peak_mib()}
+    found = {"opening s": opened, **{f"{name} images/s": value for name, value in rate.items()}, "peak MiB": peak_mib()}
+    if way == "stream":
+        pretrain(cells, settings=TrainConfig(steps=10))
+        found["peak MiB, generator trained"] = peak_mib()
+    return found
 
 
 def compare(n: int, size: int, batches: int) -> None:

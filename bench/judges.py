@@ -123,6 +123,12 @@ def acceptance(judges: dict[str, ExpertPathologist], asked: dict[str, tuple[np.n
     return pd.DataFrame(rows).set_index(["images", "judge"]), float(cohen_kappa_score(*both))
 
 
+def by_class(judges: dict[str, ExpertPathologist], images: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, str]]:
+    "Of each type shown, how many each judge accepts: '3 of 16'."
+    said = {who: judge.plausible(images, labels) for who, judge in judges.items()}
+    return {judges["judge"].classes[k]: {who: f"{int(ok[labels == k].sum())} of {int((labels == k).sum())}" for who, ok in said.items()} for k in np.unique(labels)}
+
+
 def attribute_table(expert: ExpertPathologist, test: CellImages, majority: dict[str, str], times: int = 500) -> pd.DataFrame:
     "Macro-F1 of each attribute with its bootstrap interval over images, the majority's, and accuracy where it answers."
     said, given = expert.attributes(test.images, abstain=False), expert.attributes(test.images)
@@ -175,7 +181,8 @@ def smears(given: argparse.Namespace, folder: Path) -> dict[str, object]:
         cells = joined([inject(kind, 16, given.size, 922)], judges["judge"].classes)
         asked[f"injected: {kind}"] = (cells.images, cells.labels)
     accepted, kappa = acceptance(judges, asked)
-    return {"accepted": accepted, "kappa": kappa, "hidden_from_blind": list(HIDDEN), "cards": {who: judge.card for who, judge in judges.items()}}
+    by_type = {name: by_class(judges, *given_as) for name, given_as in asked.items() if name.startswith("injected")}
+    return {"accepted": accepted, "kappa": kappa, "by_type": by_type, "hidden_from_blind": list(HIDDEN), "cards": {who: judge.card for who, judge in judges.items()}}
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .concepts import fit_concepts, grow_classes
+from .concepts import fit_concepts, grow_classes, train_rows
 from .core import check_images, check_labels, image_hashes, read_json, write_json
 from .data import CellImages
 from .diffusion import Batches, Generator, drop_classes, random_loss, turn_at_random
@@ -186,16 +186,10 @@ def _lesson(grown: Generator, images: np.ndarray, weights: np.ndarray, real: Cel
 def _teach(grown: Generator, images: np.ndarray, weights: np.ndarray, real: CellImages, settings: SplitConfig, description: str) -> Generator:
     "Train the new rows, then all weights, in a copy."
     unet, objective, n_new = copy.deepcopy(grown.unet), _lesson(grown, images, weights, real, settings), weights.shape[1]
-    table, histories = unet.get_parameter("class_embedding.weight"), []
+    histories = []
     if settings.row_steps:
-        before = table.detach().clone()
-        for parameter in unet.parameters():
-            parameter.requires_grad_(parameter is table)
         rows = replace(settings, steps=settings.row_steps, learning_rate=settings.row_rate, average=0.9)
-        histories.append(train(unet, objective(True), rows, None, f"{description}: rows"))
-        with torch.no_grad(): # AdamW's decay moved the other rows a little
-            table[: -n_new - 1], table[-1] = before[: -n_new - 1], before[-1]
-        unet.requires_grad_(True)
+        histories.append(train_rows(unet, n_new, objective(True), rows, f"{description}: rows"))
     histories.append(train(unet, objective(False), settings, None, description))
     return Generator(unet, grown.classes, grown.config, pd.concat(histories, ignore_index=True), grown.codec)
 

@@ -31,6 +31,7 @@ from pathloop.data import CellImages, load_images, split_by_use
 from pathloop.diffusion import Generator, Pool, pretrain
 from pathloop.experts import ExpertPathologist
 from pathloop.features import fit_cell_features
+from pathloop.finetune import FinetuneConfig, finetune
 from pathloop.guide import best_of
 from pathloop.intervals import mcnemar, paired_gain, wilson_interval
 from pathloop.loop import open_cells, save_cells
@@ -158,6 +159,18 @@ class Split:
         return network(self.work / ("all labels" if oracle else "split"), lambda: split_class(
             self.setting.generator, self.parent, self.model, self.images[few], self.truth[few], self.setting.told("train"), replace(SPLIT, seed=self.seed)))
 
+    def distilled(self) -> Generator:
+        "The split generator, taught its own best of four by the concept model: the concept reward at the cost of one image."
+        def make() -> Generator:
+            split = self.split()
+            labels = np.repeat([split.classes.index(name) for name in self.names], 64)
+            seeds = FIRST * (1 + self.seed) + 900_000 + np.arange(len(labels))
+            lesson = quick(best_of, split, labels, seeds, self.model.score(split.classes), n=4, **AWAY, guide=sibling_guide(split, self.names))
+            told = replace(self.setting.told("train"), classes=split.classes)
+            return finetune(split, lesson, np.ones(len(lesson)), told, "sft", FinetuneConfig(steps=100, learning_rate=1e-4, beta=1.0, seed=self.seed))
+
+        return network(self.work / "distilled", make)
+
     def arms(self) -> dict[str, Callable[[], tuple[Generator, dict]]]:
         def away(g: Generator) -> tuple[Generator, dict]:
             return g, AWAY | {"guide": sibling_guide(g, self.names)}
@@ -169,6 +182,7 @@ class Split:
             "new rows only": lambda: (self.rows_only(), GUIDED),
             "new rows only, away from sibling": lambda: away(self.rows_only()),
             "all weights, away, best of 4": lambda: away(self.split()),
+            "best of 4, distilled": lambda: (self.distilled(), GUIDED),
         }
         if self.seed == 0:
             arms |= {"all labels": lambda: (self.split(oracle=True), GUIDED), "all labels, away from sibling": lambda: away(self.split(oracle=True))}

@@ -1,6 +1,7 @@
 """Which method deserves to be the default? Every finetuning, every sampling-time use of feedback, and every control, on the same seeds.
 
     python bench/methods.py smear --work runs/smear                                  # on the embedded smears
+    python bench/methods.py "faulty smear" --work runs/faulty --judges runs/judges      # on an archive in which a third of the cells are faulty
     python bench/methods.py ../shared/data/pbc64 --work runs/pbc64 --per-class 18     # on a folder of real images
     python bench/methods.py smear --work runs/smear --labels 64 128 256 512           # plausibility by label budget
 
@@ -8,6 +9,10 @@ What is made lies in the work folder and is never made twice, so the command can
 different kind and taught on different images: one gives the feedback (`giver`), the other only judges. The settings of every method
 were fixed before any of its images was judged. Guidance is chosen on other seeds than those reported. One pretrained generator; the
 seeds are those of pool, feedback, reward, finetuning and sampled images.
+
+"faulty smear" is a laboratory whose archive nobody has sorted: one training image in three has a fault of `pathloop.defects`, each kind as
+often as its types allow. A generator that learns them paints them, and no guidance by type can tell it not to: only feedback can. Its judges and its test
+images are those of sound smears. Since a real image there need not be plausible, the reward learns from judged images alone.
 """
 
 import argparse
@@ -30,18 +35,19 @@ import torch
 from pathloop.checklist import load_checklist
 from pathloop.core import atomic_folder, read_json, write_json
 from pathloop.data import CellImages
-from pathloop.defects import DEFECTS, inject
+from pathloop.defects import DEFECTS, defects_of, inject
 from pathloop.diffusion import Generator, Pool, pretrain, sample_pool
 from pathloop.evaluate import fit_features, nearest_training_check
 from pathloop.experts import ExpertPathologist, fit_expert_pathologist
 from pathloop.finetune import FinetuneConfig, finetune
 from pathloop.guide import DistillConfig, best_of, distil, fit_guide, reward_push
 from pathloop.intervals import mcnemar, paired_gain, wilson_interval
-from pathloop.loop import StudyConfig, _real_parts, open_cells, save_cells
+from pathloop.loop import StudyConfig, _real_parts, open_cells, save_cells, shipped_generator
 from pathloop.metrics import kernel_distance, realism_test
 from pathloop.neighbours import precision_recall_density_coverage
 from pathloop.pathologist import SimulatedPathologist, fit_pathologist
 from pathloop.reward import RewardModel, fit_reward
+from pathloop.smear import make_smear
 from pathloop.training import TrainConfig
 from pathloop.utility import downstream_accuracy
 
@@ -63,6 +69,7 @@ SETTINGS = { # Fixed before anything was judged: settings, pool sampled with gui
     "draft": (replace(GENTLE, steps=40), True, True),
     "real-only": (PAPER, False, False),
 }
+FAULTY, SOUND_OF_TYPE, FAULTY_OF_TYPE = "faulty smear", 160, 80
 GUIDE, GUIDE_SCALE = FinetuneConfig(steps=80, learning_rate=2e-4, beta=0.0, normalise=True), 1.5
 DISTIL = DistillConfig(steps=160)
 
@@ -85,16 +92,24 @@ class Setting:
     @cached_property
     def real(self) -> dict:
         if not (self.work / "test.npz").exists():
-            for name, cells in _real_parts(StudyConfig(images=self.images))[0].items():
+            for name, cells in (faulty_archive() if self.images == FAULTY else _real_parts(StudyConfig(images=self.images))[0]).items():
                 save_cells(cells, self.work / f"{name}.npz")
-        return {name: open_cells(self.work / f"{name}.npz") for name in ("train", "test", "judge")}
+        return {name: open_cells(self.work / f"{name}.npz") for name in ("train", "test", "judge") if (self.work / f"{name}.npz").exists()}
 
     @cached_property
     def generator(self) -> Generator:
         folder = Path(self.given) if self.given else self.work / "generator"
         if not folder.exists():
-            pretrain(self.real["train"], settings=TrainConfig(steps=self.pretrain_steps), checkpoint=self.work / "pretrain.safetensors").save_pretrained(folder)
+            (self._trained_on() if self.images == FAULTY else pretrain(
+                self.real["train"], settings=TrainConfig(steps=self.pretrain_steps), checkpoint=self.work / "pretrain.safetensors")).save_pretrained(folder)
         return Generator.from_pretrained(folder)
+
+    def _trained_on(self) -> Generator:
+        "The shipped generator of sound smears, trained on with the unsorted archive: a quarter of the time of a fresh one."
+        sound = Generator.from_pretrained(shipped_generator("smear-32"))
+        unused = quick(sample_pool, sound, 1, 0)
+        settings = FinetuneConfig(steps=1200, batch_size=64, learning_rate=1e-3, warmup=100, average=0.995)
+        return finetune(sound, unused, np.ones(len(unused)), self.real["train"], "real-only", settings, self.work / "trained-on.safetensors")
 
     @cached_property
     def judges(self) -> dict:
@@ -133,10 +148,10 @@ class Giver:
 
 
 def make_judges(setting: Setting) -> dict:
-    "Who gives feedback, and who only judges; on smears they are fitted first if need be, on real images `bench/judges.py` makes them."
-    home, real = setting.judges_folder or setting.work / "judges", setting.real
-    if setting.images != "smear":
-        return {"judge": ExpertPathologist.load(home / "judge"), "giver": Giver(ExpertPathologist.load(home / "giver"))}
+    "Who gives feedback, and who only judges: those that `bench/judges.py` made, or on smears without such a folder, two that are fitted now."
+    if setting.judges_folder:
+        return {"judge": ExpertPathologist.load(setting.judges_folder / "judge"), "giver": Giver(ExpertPathologist.load(setting.judges_folder / "giver"))}
+    home, real = setting.work / "judges", setting.real
     home.mkdir(exist_ok=True)
     if not (home / "giver.json").exists(): # By rule, taught on training images
         fit_pathologist(real["train"], load_checklist("peripheral-blood")).save(home / "giver.json")
@@ -144,6 +159,21 @@ def make_judges(setting: Setting) -> dict:
         broken = broken_smears(real["judge"])
         fit_expert_pathologist(real["judge"], load_checklist("peripheral-blood").criteria_names, broken=broken, members=2, steps=700).save(home / "judge")
     return {"judge": ExpertPathologist.load(home / "judge"), "giver": Giver(SimulatedPathologist.load(home / "giver.json"))}
+
+
+def faulty_archive() -> dict[str, CellImages]:
+    "An unsorted archive to learn from, and sound smears to be compared with."
+    sound = make_smear(SOUND_OF_TYPE, 32, 301)
+    parts = [replace(sound, attributes=sound.attributes.assign(defect="none"))]
+    for k, name in enumerate(sound.classes):
+        kinds = defects_of(name)
+        for i, kind in enumerate(kinds):
+            n = FAULTY_OF_TYPE // len(kinds) + (i < FAULTY_OF_TYPE % len(kinds))
+            faulty = inject(kind, n, 32, 302, [name])
+            parts.append(replace(faulty, labels=np.full(n, k), classes=list(sound.classes)))
+    joined = [np.concatenate([getattr(part, field) for part in parts]) for field in ("images", "labels")]
+    names, attributes = [name for part in parts for name in part.names], pd.concat([part.attributes for part in parts], ignore_index=True)
+    return {"train": CellImages(*joined, list(sound.classes), names, attributes), "test": make_smear(100, 32, 303)}
 
 
 def broken_smears(real: CellImages, per_class: int = 10) -> CellImages:
@@ -190,10 +220,11 @@ class Feedback:
 
     def __init__(self, run: "Run", guided: bool) -> None:
         self.run, self.folder, self.way = run, run.work / f"feedback{' guided' * guided}", run.setting.best if guided else {}
+        self.shared = run.setting.work / f"pool{' guided' * guided}" / f"seed-{run.seed}-{run.per_class}" # The same for all budgets
 
     @cached_property
     def pool(self) -> Pool:
-        return kept(self.folder / "pool", lambda: quick(sample_pool, self.run.generator, self.run.per_class, LEARNING * (1 + self.run.seed), **self.way))
+        return kept(self.shared, lambda: quick(sample_pool, self.run.generator, self.run.per_class, LEARNING * (1 + self.run.seed), **self.way))
 
     @cached_property
     def asked(self) -> np.ndarray:
@@ -212,8 +243,9 @@ class Feedback:
     def reward(self) -> RewardModel:
         if not (self.folder / "reward").exists():
             pool, rows = self.pool, self.asked
+            trusted = {"real_share": 0.0} if self.run.setting.images == FAULTY else {}
             fit_reward(pool.images[rows], pool.labels[rows], self.reviews, self.run.train, seed=self.run.seed, members=3, seeds=pool.seeds[rows],
-                       pool_classes=True).save(self.folder / "reward")
+                       pool_classes=True, **trusted).save(self.folder / "reward")
         return RewardModel.load(self.folder / "reward")
 
     @cached_property
@@ -247,6 +279,28 @@ class Run:
         weights = source.weights if feedback else np.ones(len(source.pool))
         reward = source.reward.log_plausible if method == "draft" else None
         return network(self.work / "networks" / name, lambda: finetune(self.generator, source.pool, weights, self.train, method, replace(settings, seed=self.seed), reward=reward))
+
+    @property
+    def cleaned(self) -> Generator:
+        "The control on real images, with those left out that the reward likes less than half of their type."
+        def make() -> Generator:
+            score = self.guided.reward.score(self.train.images, self.train.labels)
+            middle = np.array([np.median(score[self.train.labels == k]) for k in range(len(self.train.classes))])
+            better = self.train.subset(score >= middle[self.train.labels])
+            return finetune(self.generator, self.guided.pool, np.ones(len(self.guided.pool)), better, "real-only", replace(PAPER, seed=self.seed))
+
+        return network(self.work / "networks" / "real-only, better half", make)
+
+    @property
+    def picked(self) -> Generator:
+        "The distilled guidance, taught the best of four of each place by the reward: selection at the cost of one call."
+        def make() -> Generator:
+            labels = np.repeat(np.arange(len(self.generator.classes)), 32)
+            seeds = 6_000_000 + LEARNING * self.seed + np.arange(len(labels))
+            lesson = quick(best_of, self.generator, labels, seeds, self.guided.reward.score, n=4, **self.setting.best)
+            return finetune(self.setting.distilled, lesson, np.ones(len(lesson)), self.train, "sft", replace(PAPER, seed=self.seed))
+
+        return network(self.work / "networks" / "best of 4, distilled", make)
 
     def guide(self, feedback: bool) -> Generator:
         "Tuned on what was rejected; without feedback, on the whole pool."
@@ -284,6 +338,9 @@ def _arms() -> list[Arm]:
         Arm("reward guidance, guided", 2, False, lambda r, c, s: r.at(r.generator, c, s, push=reward_push(r.guided.reward.log_plausible), **best(r))),
         Arm("away from rejected, guided", 3, False, lambda r, c, s: r.at(r.generator, c, s, **r.away())),
         Arm("away from rejected, distilled", 1, False, lambda r, c, s: r.at(r.distilled, c, s)),
+        Arm("best of 4, distilled", 1, False, lambda r, c, s: r.at(r.picked, c, s)),
+        Arm("real-only on the better half", 1, False, lambda r, c, s: r.at(r.cleaned, c, s)),
+        Arm("real-only on the better half, guided", 2, False, lambda r, c, s: r.at(r.cleaned, c, s, **best(r))),
     ]
     for name, (_, _, feedback) in SETTINGS.items():
         if name != "real-only":
@@ -372,7 +429,7 @@ def table(rows: list[dict], baseline: str = "untouched, guided") -> pd.DataFrame
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", help="'smear', or a folder or table that load_images reads")
+    parser.add_argument("images", help="'smear', 'faulty smear', or a folder or table that load_images reads")
     parser.add_argument("--work", type=Path, required=True, help="where everything is kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--labels", type=int, nargs="+", default=[256], help="judged images per seed; several for a curve")
@@ -381,7 +438,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", help="only these (and what they are compared with)")
     parser.add_argument("--generator", default="", help="a saved generator; without it one is pretrained")
     parser.add_argument("--pretrain-steps", type=int, default=4200)
-    parser.add_argument("--judges", type=Path, help="folder with saved judges; without it they are fitted")
+    parser.add_argument("--judges", type=Path, help="folder with the judges of bench/judges.py; without it smears get two that are fitted now")
     parser.add_argument("--metrics-for", nargs="*", help="arms for which the other metrics are measured too, half a minute each; all without this option, none with nothing after it")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     given = parser.parse_args()

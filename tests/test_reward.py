@@ -46,9 +46,9 @@ def real() -> CellImages:
     return CellImages(*coloured(80, 1), CLASSES)
 
 
-@pytest.fixture(scope="module")
-def model(real: CellImages) -> RewardModel:
-    return fit_reward(*judged(160, 2), real, seed=3, **SMALL)
+@pytest.fixture(scope="module", params=["types", "scratch"])
+def model(real: CellImages, request: pytest.FixtureRequest) -> RewardModel:
+    return fit_reward(*judged(160, 2), real, seed=3, body=request.param, **SMALL)
 
 
 def test_learns_the_verdict_with_the_sign_of_plausible(model: RewardModel) -> None:
@@ -84,8 +84,9 @@ def test_report_counts_and_intervals(model: RewardModel) -> None:
 
 def test_history_has_a_curve_for_each_member(model: RewardModel) -> None:
     assert set(model.history.member) == {0, 1} and model.history.step.max() == SMALL["steps"]
-    curve = model.history.groupby("step").loss_judged.mean()
+    curve = model.history.groupby("step").loss_real.mean()
     assert curve.iloc[-1] < curve.iloc[0]
+    assert model.history[model.history.step == SMALL["steps"]].loss_judged.between(0, 0.5).all()
 
 
 def test_same_seed_same_model_other_seed_other_model(real: CellImages) -> None:

@@ -12,7 +12,10 @@ from pathloop.data import CellImages
 from pathloop.drift import drift_row, relabel_request
 from pathloop.explain import nearest_judged, occlusion_map
 from pathloop.reward import (
+    RIDGES,
     RewardModel,
+    _choose_ridge,
+    _ridge,
     disagreement_loss,
     evaluate_reward,
     fit_isotonic,
@@ -118,7 +121,7 @@ def test_too_few_of_a_class_and_the_fallback(real: CellImages) -> None:
 @pytest.mark.parametrize("method", ["temperature", "isotonic", "none"])
 def test_calibrations_are_kept(real: CellImages, method: str, tmp_path) -> None:
     images, shown, reviews = judged(80, 2)
-    fitted = fit_reward(images, shown, reviews, real, calibration=method, hard=0.5, balance="verdict", smoothing=0.1, **TINY)
+    fitted = fit_reward(images, shown, reviews, real, calibration=method, body="scratch", hard=0.5, balance="verdict", smoothing=0.1, **TINY)
     if method == "temperature":
         assert fitted.calibration["verdict"][1] == 0
     fitted.save(tmp_path / "reward")
@@ -142,10 +145,36 @@ def test_few_images_leave_platt_where_it_was() -> None:
     assert fit_isotonic(np.zeros((1, 40)), np.tile([0, 1], 20))[1][0] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("change", [{"balance": "size"}, {"calibration": "magic"}, {"hard": 2}, {"real_share": 1.0}, {"smoothing": 0.5}])
+@pytest.mark.parametrize("change", [{"balance": "size"}, {"calibration": "magic"}, {"hard": 2}, {"hard": 0.5}, {"body": "head"}, {"real_share": 1.0}, {"smoothing": 0.5}])
 def test_settings_out_of_range(real: CellImages, change) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         fit_reward(*judged(80, 2), real, **(TINY | change))
+
+
+def test_a_later_model_starts_from_what_real_images_taught(real: CellImages, tmp_path) -> None:
+    images, shown, reviews = judged(160, 2)
+    first = fit_reward(images[:80], shown[:80], reviews[:80], real, **TINY)
+    first.save(tmp_path / "first")
+    later = fit_reward(images, shown, reviews, real, start=RewardModel.load(tmp_path / "first"), **TINY)
+    for one, two in zip(first.nets, later.nets, strict=True):
+        assert torch.equal(one.types[1].weight, two.types[1].weight) and torch.equal(one.precision, two.precision)
+        assert not torch.equal(one.head.weight, two.head.weight)
+    with pytest.raises(ValueError, match="start must be a model with body 'types' of the same members"):
+        fit_reward(images, shown, reviews, real, start=first, **(TINY | {"members": 3}))
+    with pytest.raises(ValueError, match="start must be .* same body"):
+        fit_reward(images, shown, reviews, real, start=first, body="scratch", **TINY)
+
+
+def test_a_ridge_is_strict_where_verdicts_do_not_say_otherwise() -> None:
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(200, 43))
+    for column, share in ((0, 0.0), (5, 0.3)): # The verdict follows one of the three numbers; or a feature
+        answer = (rows[:, column] + 0.3 * random.normal(size=200) > 0).astype(float)
+        assert _choose_ridge(rows, answer, np.ones(200), np.random.default_rng(1))[0] == pytest.approx(share, abs=0.2 * (share > 0))
+    rare = np.zeros(200)
+    rare[:4] = 1
+    assert _choose_ridge(rows, rare, np.ones(200), random) == RIDGES[0]
+    assert _ridge(rows, np.ones(200), np.ones(200), RIDGES[0])[-1] > 5 # One answer only: a constant
 
 
 def test_mixed_sources_only_when_asked(real: CellImages) -> None:

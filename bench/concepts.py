@@ -27,7 +27,7 @@ from bench.methods import kept, network, quick
 from pathloop.attributes import AttributeConfig, AttributedGenerator, fit_attributes, sample_without
 from pathloop.concepts import ConceptConfig, add_concept
 from pathloop.core import read_json, write_json
-from pathloop.data import CellImages, load_images, split_by_use
+from pathloop.data import CellImages, Picture, load_images, split_by_use
 from pathloop.diffusion import Generator, Pool, pretrain
 from pathloop.experts import ExpertPathologist
 from pathloop.features import fit_cell_features
@@ -300,7 +300,29 @@ def attribute_part(setting: Setting, n: int, column: str = "cytoplasm_vacuole", 
             "model": {"cross_validated": model.checked._asdict(), "on_test": share(model.proba(test.images).argmax(1) == has)}}
 
 
-PARTS = ("split", "stages", "type", "attribute")
+def draw(setting: Setting, file: Path, each: int = 6) -> None:
+    "Real cells and some of what was measured, as one picture: the first images, not chosen."
+    names = GROUPS["neutrophil"]
+    run = Split(setting, "neutrophil", 0, 48)
+    real, truth = setting.of("test", names)
+    rows = {"real": np.concatenate([real[truth == k][:each] for k in range(2)])}
+    for arm in ("the parent's row", "all weights", "all weights, away from sibling", "all weights, away, best of 4"):
+        pool = run.pool(arm)
+        rows[arm] = np.concatenate([pool.images[:each], pool.images[len(pool) // 2 :][:each]])
+    rows["real basophils"] = setting.of("test", [RARE])[0][: 2 * each]
+    rows["basophils from 8"] = Pool.load(setting.work / f"add {RARE}" / "8" / "images").images[: 2 * each]
+    figure = Picture(figsize=(7.4, 0.5 * len(rows) + 0.5), layout="constrained", dpi=100)
+    axes = figure.subplots(len(rows), 1)
+    for axis, (name, images) in zip(axes, rows.items(), strict=True):
+        strip = np.concatenate(list(images.transpose(0, 2, 3, 1)), axis=1)
+        axis.imshow((strip + 1) / 2, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(name.removeprefix("all weights, "), rotation=0, ha="right", va="center", fontsize=7)
+    axes[0].set_title("left: asked to be a band neutrophil; right: segmented", fontsize=8)
+    figure.savefig(file, pil_kwargs={"quality": 82})
+
+
+PARTS = ("split", "stages", "type", "attribute", "picture")
 
 
 def main() -> None:
@@ -327,10 +349,12 @@ def main() -> None:
 
         return keep
 
+    if "picture" in given.only and given.out:
+        draw(setting, given.out.with_suffix(".jpg"))
     make = {"split": lambda keep: split_part(setting, "neutrophil", given.seeds, given.n, keep),
             "stages": lambda keep: split_part(setting, "immature granulocyte", given.seeds, given.n, keep),
             "type": lambda keep: type_part(setting, given.shots, 160, given.classifier_seeds), "attribute": lambda keep: attribute_part(setting, given.n)}
-    for name in given.only:
+    for name in (part for part in given.only if part in make):
         found = make[name](keeper(name))
         keeper(name)(found)
         for row in found.get("table", []):

@@ -12,7 +12,7 @@ seeds are those of pool, feedback, reward, finetuning and sampled images.
 
 "faulty smear" is a laboratory whose archive nobody has sorted: one training image in three has a fault of `pathloop.defects`, each kind as
 often as its types allow. A generator that learns them paints them, and no guidance by type can tell it not to: only feedback can. Its judges and its test
-images are those of sound smears. Since a real image there need not be plausible, the reward learns from judged images alone.
+images are those of sound smears.
 """
 
 import argparse
@@ -85,7 +85,8 @@ class Arm:
 class Setting:
     "What all seeds share: real images, generator, judges, best guidance."
 
-    def __init__(self, images: str, work: Path, pretrain_steps: int, generator: str, judges: Path | None) -> None:
+    def __init__(self, images: str, work: Path, pretrain_steps: int, generator: str, judges: Path | None, body: str = "types") -> None:
+        self.body = body # Of the reward
         self.images, self.work, self.pretrain_steps, self.given, self.judges_folder = images, work, pretrain_steps, generator, judges
         work.mkdir(parents=True, exist_ok=True)
 
@@ -243,9 +244,8 @@ class Feedback:
     def reward(self) -> RewardModel:
         if not (self.folder / "reward").exists():
             pool, rows = self.pool, self.asked
-            trusted = {"real_share": 0.0} if self.run.setting.images == FAULTY else {}
             fit_reward(pool.images[rows], pool.labels[rows], self.reviews, self.run.train, seed=self.run.seed, members=3, seeds=pool.seeds[rows],
-                       pool_classes=True, **trusted).save(self.folder / "reward")
+                       pool_classes=True, body=self.run.setting.body).save(self.folder / "reward")
         return RewardModel.load(self.folder / "reward")
 
     @cached_property
@@ -279,6 +279,15 @@ class Run:
         weights = source.weights if feedback else np.ones(len(source.pool))
         reward = source.reward.log_plausible if method == "draft" else None
         return network(self.work / "networks" / name, lambda: finetune(self.generator, source.pool, weights, self.train, method, replace(settings, seed=self.seed), reward=reward))
+
+    @torch.no_grad()
+    def unjudged(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        "A score without any verdict: what real images taught the reward's networks, log p(type) less the log distance to the type's real images."
+        reward, parts = self.guided.reward, []
+        for _, x, c in reward._tensors(images, labels, 256):
+            numbers = torch.stack([net.raw(x, c)[:, :3] for net in reward.nets]).mean(0)
+            parts.append((numbers[:, 0] - numbers[:, 2]).numpy())
+        return np.concatenate(parts)
 
     @property
     def cleaned(self) -> Generator:
@@ -335,6 +344,7 @@ def _arms() -> list[Arm]:
         Arm("real-only, guided", 2, True, lambda r, c, s: r.at(r.tuned("real-only"), c, s, **best(r))),
         Arm("away from the pool, guided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.away(feedback=False))),
         Arm("best of 4, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.guided.reward.score, n=4, **best(r))),
+        Arm("best of 4 by real images alone, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.unjudged, n=4, **best(r))),
         Arm("reward guidance, guided", 2, False, lambda r, c, s: r.at(r.generator, c, s, push=reward_push(r.guided.reward.log_plausible), **best(r))),
         Arm("away from rejected, guided", 3, False, lambda r, c, s: r.at(r.generator, c, s, **r.away())),
         Arm("away from rejected, distilled", 1, False, lambda r, c, s: r.at(r.distilled, c, s)),
@@ -439,10 +449,11 @@ def main() -> None:
     parser.add_argument("--generator", default="", help="a saved generator; without it one is pretrained")
     parser.add_argument("--pretrain-steps", type=int, default=4200)
     parser.add_argument("--judges", type=Path, help="folder with the judges of bench/judges.py; without it smears get two that are fitted now")
+    parser.add_argument("--reward", choices=("types", "scratch"), default="types", help="what the reward is: taught types first, or from scratch as in the paper")
     parser.add_argument("--metrics-for", nargs="*", help="arms for which the other metrics are measured too, half a minute each; all without this option, none with nothing after it")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     given = parser.parse_args()
-    setting = Setting(given.images, given.work, given.pretrain_steps, given.generator, given.judges)
+    setting = Setting(given.images, given.work, given.pretrain_steps, given.generator, given.judges, given.reward)
     arms = [arm for arm in _arms() if not given.arms or arm.name in {*given.arms, "untouched, guided"}]
     runs = [Run(setting, seed, labels, given.pool_per_class) for labels in given.labels for seed in given.seeds]
     for run in runs:

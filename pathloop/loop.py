@@ -492,13 +492,16 @@ def _reward(study: Study, round: int) -> None:
 
     def make(place: Path) -> dict[str, Any]:
         pool, (images, labels, seeds, reviews) = study.pool(f"round-{round}"), _judged(study, round)
-        model = fit_reward(images, labels, reviews, study.real("train"), seed=settings["seed"], steps=settings["steps"], seeds=seeds, pool_classes=True)
+        earlier = study.folder / f"rewards/round-{round - 1}" / "model"
+        start = RewardModel.load(earlier) if earlier.exists() else None # What real images taught it need not be learned again
+        model = fit_reward(images, labels, reviews, study.real("train"), seed=settings["seed"], steps=settings["steps"], seeds=seeds, pool_classes=True,
+                           start=start if start and start.settings.get("body") == "types" else None)
         model.save(place / "model")
         table = model.weights_table(pool.images, pool.labels, pool.seeds)
         table.to_csv(place / "weights.csv", index=False)
         return {"report": model.report, "mean_weight": float(table["p_plausible"].mean())}
 
-    inputs = [*[f"feedback/round-{r}" for r in range(1, round + 1)], "real"]
+    inputs = [*[f"feedback/round-{r}" for r in range(1, round + 1)], *[f"rewards/round-{round - 1}"][: round - 1], "real"]
     results = _step(study.folder, f"rewards/round-{round}", settings, inputs, make)["results"]
     report = results["report"]
     value = report["auroc"]

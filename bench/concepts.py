@@ -300,17 +300,17 @@ def attribute_part(setting: Setting, n: int, column: str = "cytoplasm_vacuole", 
             "model": {"cross_validated": model.checked._asdict(), "on_test": share(model.proba(test.images).argmax(1) == has)}}
 
 
-def draw(setting: Setting, file: Path, each: int = 6) -> None:
+def draw(setting: Setting, file: Path, n: int, each: int = 6) -> None:
     "Real cells and some of what was measured, as one picture: the first images, not chosen."
     names = GROUPS["neutrophil"]
-    run = Split(setting, "neutrophil", 0, 48)
+    run = Split(setting, "neutrophil", 0, n)
     real, truth = setting.of("test", names)
     rows = {"real": np.concatenate([real[truth == k][:each] for k in range(2)])}
     for arm in ("the parent's row", "all weights", "all weights, away from sibling", "all weights, away, best of 4"):
         pool = run.pool(arm)
         rows[arm] = np.concatenate([pool.images[:each], pool.images[len(pool) // 2 :][:each]])
-    rows["real basophils"] = setting.of("test", [RARE])[0][: 2 * each]
-    rows["basophils from 8"] = Pool.load(setting.work / f"add {RARE}" / "8" / "images").images[: 2 * each]
+    if (few := setting.work / f"add {RARE}" / "8" / "images").exists():
+        rows |= {f"real {RARE}s": setting.of("test", [RARE])[0][: 2 * each], f"{RARE}s from 8": Pool.load(few).images[: 2 * each]}
     figure = Picture(figsize=(7.4, 0.5 * len(rows) + 0.5), layout="constrained", dpi=100)
     axes = figure.subplots(len(rows), 1)
     for axis, (name, images) in zip(axes, rows.items(), strict=True):
@@ -349,8 +349,6 @@ def main() -> None:
 
         return keep
 
-    if "picture" in given.only and given.out:
-        draw(setting, given.out.with_suffix(".jpg"))
     make = {"split": lambda keep: split_part(setting, "neutrophil", given.seeds, given.n, keep),
             "stages": lambda keep: split_part(setting, "immature granulocyte", given.seeds, given.n, keep),
             "type": lambda keep: type_part(setting, given.shots, 160, given.classifier_seeds), "attribute": lambda keep: attribute_part(setting, given.n)}
@@ -359,6 +357,9 @@ def main() -> None:
         keeper(name)(found)
         for row in found.get("table", []):
             print(f"{row['arm']:34} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] n={row['n']}  coverage {row['coverage']:.2f}  plausible {row['plausible']['value']:.2f}")
+
+    if "picture" in given.only and given.out:
+        draw(setting, given.out.with_suffix(".jpg"), given.n)
 
 
 if __name__ == "__main__":

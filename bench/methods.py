@@ -152,6 +152,8 @@ def make_judges(setting: Setting) -> dict:
     "Who gives feedback, and who only judges: those that `bench/judges.py` made, or on smears without such a folder, two that are fitted now."
     if setting.judges_folder:
         return {"judge": ExpertPathologist.load(setting.judges_folder / "judge"), "giver": Giver(ExpertPathologist.load(setting.judges_folder / "giver"))}
+    if setting.images != "smear":
+        raise ValueError(f"--judges must name the folder of bench/judges.py for {setting.images!r}: only for 'smear' can two be fitted here")
     home, real = setting.work / "judges", setting.real
     home.mkdir(exist_ok=True)
     if not (home / "giver.json").exists(): # By rule, taught on training images
@@ -170,7 +172,7 @@ def faulty_archive() -> dict[str, CellImages]:
         kinds = defects_of(name)
         for i, kind in enumerate(kinds):
             n = FAULTY_OF_TYPE // len(kinds) + (i < FAULTY_OF_TYPE % len(kinds))
-            faulty = inject(kind, n, 32, 302, [name])
+            faulty = inject(kind, n, 32, 3000 + 100 * k + i, [name]) # Cells of its own for every fault
             parts.append(replace(faulty, labels=np.full(n, k), classes=list(sound.classes)))
     joined = [np.concatenate([getattr(part, field) for part in parts]) for field in ("images", "labels")]
     names, attributes = [name for part in parts for name in part.names], pd.concat([part.attributes for part in parts], ignore_index=True)
@@ -261,7 +263,7 @@ class Run:
 
     def __init__(self, setting: Setting, seed: int, labels: int, pool_per_class: int) -> None:
         self.setting, self.seed, self.budget, self.per_class = setting, seed, labels, pool_per_class
-        self.work = setting.work / f"seed-{seed}-labels-{labels}"
+        self.work = setting.work / f"seed-{seed}-labels-{labels}{'-scratch' * (setting.body == 'scratch')}"
         self.work.mkdir(parents=True, exist_ok=True)
         self.generator, self.train = setting.generator, setting.real["train"]
 
@@ -280,18 +282,9 @@ class Run:
         reward = source.reward.log_plausible if method == "draft" else None
         return network(self.work / "networks" / name, lambda: finetune(self.generator, source.pool, weights, self.train, method, replace(settings, seed=self.seed), reward=reward))
 
-    @torch.no_grad()
-    def unjudged(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        "A score without any verdict: what real images taught the reward's networks, log p(type) less the log distance to the type's real images."
-        reward, parts = self.guided.reward, []
-        for _, x, c in reward._tensors(images, labels, 256):
-            numbers = torch.stack([net.raw(x, c)[:, :3] for net in reward.nets]).mean(0)
-            parts.append((numbers[:, 0] - numbers[:, 2]).numpy())
-        return np.concatenate(parts)
-
     @property
     def cleaned(self) -> Generator:
-        "The control on real images, with those left out that the reward likes less than half of their type."
+        "Real images only, without the half of each type that the reward likes less."
         def make() -> Generator:
             score = self.guided.reward.score(self.train.images, self.train.labels)
             middle = np.array([np.median(score[self.train.labels == k]) for k in range(len(self.train.classes))])
@@ -344,7 +337,7 @@ def _arms() -> list[Arm]:
         Arm("real-only, guided", 2, True, lambda r, c, s: r.at(r.tuned("real-only"), c, s, **best(r))),
         Arm("away from the pool, guided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.away(feedback=False))),
         Arm("best of 4, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.guided.reward.score, n=4, **best(r))),
-        Arm("best of 4 by real images alone, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.unjudged, n=4, **best(r))),
+        Arm("best of 4 by real images alone, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.guided.reward.typicality, n=4, **best(r))),
         Arm("reward guidance, guided", 2, False, lambda r, c, s: r.at(r.generator, c, s, push=reward_push(r.guided.reward.log_plausible), **best(r))),
         Arm("away from rejected, guided", 3, False, lambda r, c, s: r.at(r.generator, c, s, **r.away())),
         Arm("away from rejected, distilled", 1, False, lambda r, c, s: r.at(r.distilled, c, s)),
@@ -454,7 +447,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     given = parser.parse_args()
     setting = Setting(given.images, given.work, given.pretrain_steps, given.generator, given.judges, given.reward)
-    arms = [arm for arm in _arms() if not given.arms or arm.name in {*given.arms, "untouched, guided"}]
+    arms = [arm for arm in _arms() if given.reward == "types" or "real images alone" not in arm.name]
+    arms = [arm for arm in arms if not given.arms or arm.name in {*given.arms, "untouched, guided"}]
     runs = [Run(setting, seed, labels, given.pool_per_class) for labels in given.labels for seed in given.seeds]
     for run in runs:
         sample_arms(run, arms, given.per_class)

@@ -42,8 +42,8 @@ CHANGES = { # Each against the light model with as many labels
     "from scratch, half of the wrong classes hard": SCRATCH | {"hard": 0.5}, "from scratch, no real images": SCRATCH | {"real_share": 0.0},
     "from scratch, half real": SCRATCH | {"real_share": 0.5}, "from scratch, five networks, 300 steps": SCRATCH | {"members": 5, "steps": 300},
 }
-CHANGED_AT = 256
-PARTS = ("clean curve", "noisy curve", "clean scratch", "clean rule", "noisy rule", "clean change")
+CHANGED_AT, LONG = 256, (64, 256, 1024) # Labels of the changes, and of the network from scratch that is given five times the steps
+PARTS = ("clean curve", "clean unjudged", "noisy curve", "clean scratch", "clean long", "clean rule", "noisy rule", "clean change")
 RATER = {"sensitivity": 0.8, "specificity": 0.9}
 
 
@@ -90,6 +90,11 @@ class Material:
             self.taught.setdefault(seed, model)
         return model
 
+    def measure_unjudged(self, model: RewardModel) -> list[dict[str, Any]]:
+        "AUROC of what real images alone taught the model's networks."
+        return [{"state": state, "judge": who, "n": len(truth), "auroc": round(float(roc_auc_score(truth, model.typicality(pool.images, pool.labels))), 4)}
+                for state, pool in self.fresh.items() for who, truth in self.said[state].items() if 0 < truth.mean() < 1]
+
     def measure(self, model: RewardModel) -> list[dict[str, Any]]:
         "AUROC, ECE, Brier score and mean score on each fresh pool against each judge; AUROC is nothing where a judge says one thing only."
         rows = []
@@ -131,7 +136,13 @@ def all_cells(stuff: Material, seeds: int) -> dict[str, Any]:
             return {"labels": FIRST, "refused": str(error)}
         return cell(stuff, np.concatenate([first, ask_next(pool.images, pool.labels, MORE, rule, first, model, seed)]), reviews, seed)
 
+    def unjudged(seed: int) -> dict[str, Any]:
+        return {"labels": 0, "implausible": 0, "fresh": stuff.measure_unjudged(stuff.taught.get(seed) or stuff.fit(stratified(CHANGED_AT, seed), stuff.truth, seed))}
+
     for seed in range(seeds):
+        found[f"clean|unjudged|0|{seed}"] = lambda seed=seed: unjudged(seed)
+        for n in LONG:
+            found[f"clean|long|{n}|{seed}"] = lambda n=n, seed=seed: cell(stuff, stratified(n, seed), stuff.truth, seed, **SCRATCH | {"steps": 600})
         for noise in (False, True):
             reviews, kind = stuff.reviews(noise, seed), "noisy" if noise else "clean"
             for n in NOISY_SIZES if noise else SIZES:
@@ -165,7 +176,7 @@ def summary(rows: pd.DataFrame, state: str = "untouched") -> pd.DataFrame:
     "AUROC and ECE by cell and judge, mean over seeds."
     own = rows[rows["state"] == state]
     groups = own.groupby(["noise", "kind", "what", "judge"], sort=False)
-    parts = {name: groups[name].apply(mean_interval).unstack() for name in ("auroc", "ece")}
+    parts = {name: groups[name].apply(mean_interval).unstack() for name in ("auroc", "ece") if name in own}
     counts = groups[["labels", "implausible"]].mean()
     counts.columns = pd.MultiIndex.from_product([["mean of"], counts.columns])
     return pd.concat([counts, pd.concat(parts, axis=1)], axis=1)

@@ -9,6 +9,7 @@ __all__ = ['STAGES', 'RIDGES', 'CALIBRATIONS', 'review_targets', 'soft_reviews',
            'evaluate_reward', 'fit_reward', 'reliability_figure']
 
 # %% ../nbs/08_reward.ipynb #c003
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ class TypeNet(nn.Module):
         return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
 
     def raw(self, images: Tensor, labels: Tensor) -> Tensor: # (n, 3 + 6 * width)
-        "The three numbers, and the features."
+        "Log p(class), log p of the likeliest other class, log(1 + squared Mahalanobis distance to the class), and the features."
         seen = self.seen(images)
         log_p, own = self.types(seen).log_softmax(1).clamp(min=-20), F.one_hot(labels, len(self.centres)).bool()
         gap = seen - self.centres[labels]
@@ -391,12 +392,13 @@ def _teach_types(net: TypeNet, real: CellImages, options: dict[str, Any], rng: n
             rows.append({"step": step, "loss_judged": np.nan, "loss_real": float(loss.detach())})
     net.eval()
     with torch.no_grad():
-        seen = torch.cat([net.seen(torch.from_numpy(real.images[i:i + 256]).to(device)) for i in range(0, len(real), 256)]).double()
-        labels = torch.from_numpy(real.labels).to(device)
-        net.centres.copy_(torch.stack([seen[labels == k].mean(0) if (labels == k).any() else seen.mean(0) for k in range(len(real.classes))]))
-        gaps = seen - net.centres[labels].double()
+        seen = torch.cat([net.seen(torch.from_numpy(real.images[i:i + 256]).to(device)).cpu() for i in range(0, len(real), 256)]).double()
+        labels = torch.from_numpy(real.labels)
+        centres = torch.stack([seen[labels == k].mean(0) for k in range(len(real.classes))])
+        gaps = seen - centres[labels]
         spread = gaps.T @ gaps / len(gaps)
-        spread = 0.9 * spread + 0.1 * torch.diag(spread.diag()) + 1e-6 * torch.eye(len(spread), device=device)
+        spread = 0.9 * spread + 0.1 * torch.diag(spread.diag()) + 1e-6 * torch.eye(len(spread))
+        net.centres.copy_(centres)
         net.precision.copy_(torch.linalg.inv(spread))
     return rows
 
@@ -437,8 +439,8 @@ def _choose_ridge(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, rn
     return RIDGES[int(good.argmax())]
 
 
-def _fit_heads(net: TypeNet, judged: tuple[np.ndarray, ...], options: dict[str, Any], rng: np.random.Generator, ridges: dict[int, tuple[float, float]]) -> float:
-    "The linear layer, on judged images drawn with replacement; `ridges` are chosen once and kept for the other members. Returns the loss."
+def _fit_heads(net: TypeNet, judged: tuple[np.ndarray, ...], options: dict[str, Any], rng: np.random.Generator, ridges: list[tuple[float, float]]) -> float:
+    "The linear layer, on judged images drawn with replacement. The ridge is chosen by the verdict, once, and kept in `ridges` for criteria and other members. Returns the loss."
     images, labels, targets, known = judged
     with torch.no_grad():
         raw = []
@@ -448,20 +450,20 @@ def _fit_heads(net: TypeNet, judged: tuple[np.ndarray, ...], options: dict[str, 
         every = torch.cat(raw)
         net.middle.copy_(every.mean(0))
         net.scale.copy_(every.std(0) + 1e-6)
-        rows = ((every - net.middle) / net.scale).double().cpu().numpy()
+        rows = ((every - net.middle) / net.scale).cpu().double().numpy()
     chances = _chances(labels, targets, known, options["balance"])
     weights = np.ones(len(rows)) if chances is None else chances * len(rows)
     found = []
     for column in range(targets.shape[1]):
         own = np.flatnonzero(known[:, column])
         answer = targets[own, column].astype(float)
-        if len(own) and column not in ridges:
-            ridges[column] = _choose_ridge(rows[own], answer, weights[own], rng)
+        if not ridges: # The verdict comes first
+            ridges.append(_choose_ridge(rows[own], answer, weights[own], rng))
         drawn = rng.multinomial(len(own), np.full(len(own), 1 / len(own))) if options["members"] > 1 and len(own) else np.ones(len(own))
         sides = answer > 0.5
         if len(own) and min((drawn * sides).sum(), (drawn * ~sides).sum()) < 1: # A draw without one of the answers teaches nothing
             drawn = np.ones(len(own))
-        found.append(_ridge(rows[own], answer, weights[own] * drawn, ridges[column]) if len(own) else np.zeros(rows.shape[1] + 1))
+        found.append(_ridge(rows[own], answer, weights[own] * drawn, ridges[0]) if len(own) else np.zeros(rows.shape[1] + 1))
     layer = torch.from_numpy(np.stack(found)).float().to(net.centres.device)
     with torch.no_grad():
         net.head.weight.copy_(layer[:, :-1])
@@ -471,9 +473,9 @@ def _fit_heads(net: TypeNet, judged: tuple[np.ndarray, ...], options: dict[str, 
 
 
 def _fit_typed(judged: tuple[np.ndarray, ...], real: CellImages, member: int, options: dict[str, Any], device: torch.device, bar: Any,
-               ridges: dict[int, tuple[float, float]], taught: TypeNet | None) -> tuple[nn.Module, list[dict[str, Any]]]:
+               ridges: list[tuple[float, float]], taught: TypeNet | None) -> tuple[nn.Module, list[dict[str, Any]]]:
     "One member: taught on real images unless an earlier model lends it what it was taught, then its linear layer."
-    rng = np.random.default_rng([options["seed"], member])
+    rng, chance = (np.random.default_rng([options["seed"], member, part]) for part in (0, 1)) # One for the real images, one for verdicts: `start` skips the first
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         net = TypeNet(len(real.classes), judged[2].shape[1] - 1, real.size, options["width"]).to(device)
@@ -482,8 +484,9 @@ def _fit_typed(judged: tuple[np.ndarray, ...], real: CellImages, member: int, op
         else:
             net.load_state_dict({name: value for name, value in taught.state_dict().items() if not name.startswith("head.")}, strict=False)
             rows = [{"step": options["steps"], "loss_judged": np.nan, "loss_real": np.nan}]
+            bar.update(options["steps"])
         net.eval()
-        rows[-1]["loss_judged"] = _fit_heads(net, judged, options, rng, ridges)
+        rows[-1]["loss_judged"] = _fit_heads(net, judged, options, chance, ridges)
     return net, [{"member": member} | row for row in rows]
 
 # %% ../nbs/08_reward.ipynb #c028
@@ -652,7 +655,7 @@ class RewardModel:
         out = np.zeros((len(self.nets), len(images), 1 + len(self.criteria)))
         for part, x, c in self._tensors(images, labels, batch):
             for k, net in enumerate(self.nets):
-                out[k, part] = ((net(x, c) + net(x.flip(3), c)) / 2).double().cpu().numpy()
+                out[k, part] = ((net(x, c) + net(x.flip(3), c)) / 2).cpu().double().numpy()
         return out
 
     def _members(self, logits: np.ndarray, column: int, labels: np.ndarray) -> np.ndarray:
@@ -684,6 +687,19 @@ class RewardModel:
     ) -> Tensor: # (n,), at most 0
         "The members' mean log p(plausible), not calibrated: for gradients with respect to the images."
         return torch.stack([F.logsigmoid(net(images, labels)[:, 0]) for net in self.nets]).mean(0)
+
+    @torch.no_grad()
+    def typicality(
+        self,
+        images: np.ndarray, # float (n, 3, size, size) in [-1, 1]
+        labels: np.ndarray, # The class each is shown as, int (n,)
+    ) -> np.ndarray: # float32 (n,), higher for what is more like the real images of its class; no probability
+        "What the real images alone say, without any verdict: log p(class) less the log distance to the class. Raises `ValueError` unless `body='types'`."
+        if self.settings.get("body") != "types":
+            raise ValueError(f"body must be 'types', which real images teach first; this model has {self.settings.get('body', 'scratch')!r}")
+        parts = [torch.stack([net.raw(x, c)[:, [0, 2]] for net in self.nets]).mean(0) for _, x, c in self._tensors(images, labels, 256)]
+        numbers = torch.cat(parts).cpu().numpy() if parts else np.zeros((0, 2), np.float32)
+        return numbers[:, 0] - numbers[:, 1]
 
     def spread(
         self,
@@ -953,11 +969,12 @@ def _lent(start: RewardModel | None, real: CellImages, options: dict[str, Any]) 
     "The networks of an earlier model. Raises `ValueError` when they do not fit."
     if start is None:
         return []
-    own = {"body": options["body"], "classes": list(real.classes), "size": real.size, "width": options["width"], "members": options["members"]}
-    theirs = {"body": start.settings.get("body", "scratch"), "classes": start.classes, "size": start.size, "width": start.settings["width"], "members": len(start.nets)}
+    own = {"body": options["body"], "real images": options["real"], "classes": list(real.classes), "size": real.size, "width": options["width"], "members": options["members"]}
+    theirs = {"body": start.settings.get("body", "scratch"), "real images": start.settings.get("real"), "classes": start.classes, "size": start.size, "width": start.settings["width"], "members": len(start.nets)}
     wrong = [name for name in own if own[name] != theirs[name]]
-    if wrong or options["body"] != "types":
+    if wrong or options["body"] != "types": # What it was taught, and how, goes into the new model's settings
         raise ValueError(f"start must be a model with body 'types' of the same {', '.join(wrong) or 'body'}; got {theirs}")
+    options["taught_by"] = start.settings.get("taught_by") or {name: start.settings[name] for name in ("seed", "steps", "batch", "learning_rate", "weight_decay")}
     return list(start.nets)
 
 # %% ../nbs/08_reward.ipynb #c041
@@ -1003,8 +1020,12 @@ def fit_reward(
                "validation_fraction": validation_fraction, "min_per_verdict": min_per_verdict, "min_per_class": min_per_class,
                "pool_classes": pool_classes, "mixed_sources": mixed_sources, "calibration": calibration,
                "class_calibration_from": class_calibration_from, "encoder": encoder, "encoder_size": encoder_size,
-               "finetune_encoder": finetune_encoder, "body": "encoder" if encoder else body}
+               "finetune_encoder": finetune_encoder, "body": "encoder" if encoder else body,
+               "real": hashlib.sha256(real.images.tobytes() + real.labels.tobytes()).hexdigest()[:16]}
     _check_options(options)
+    absent = [name for name, n in real.counts().items() if not n]
+    if options["body"] == "types" and absent:
+        raise ValueError(f"real must hold images of every class for body 'types'; there are none of {absent}. Leave these out, or ask for body='scratch'")
     lent = _lent(start, real, options)
     _usable_reviews(reviews, images, hashes, options)
     if images.shape[2:] != real.images.shape[2:]:
@@ -1018,7 +1039,7 @@ def fit_reward(
     place = pick_device(device)
     bar = progress(range(members * steps), "fitting the reward model", unit="step")
     if options["body"] == "types":
-        ridges: dict[int, tuple[float, float]] = {}
+        ridges: list[tuple[float, float]] = []
         trained = [_fit_typed(judged, real, k, options, place, bar, ridges, lent[k] if lent else None) for k in range(members)]
     else:
         trained = [_train_member(judged, real, k, options, place, bar) for k in range(members)]

@@ -166,7 +166,7 @@ def test_two_rounds_share_the_labels_and_a_guarded_end_leaves_out_the_second(tmp
     assert len(study.asked(2)) == 48 and not set(study.pool("round-1").seeds) & set(study.pool("round-2").seeds)
     assert study.pool("round-2").generator_id == study.generator("kto-round-1").id != study.generator("kto").id
     assert study.card("rewards/round-2")["results"]["report"]["counts"]["judged"] == 97
-    assert set(study.card("rewards/round-2")["inputs"]) == {"feedback/round-1", "feedback/round-2", "real"}
+    assert set(study.card("rewards/round-2")["inputs"]) == {"feedback/round-1", "feedback/round-2", "rewards/round-1", "real"}
     assert study.card("generators/real-only")["settings"]["steps"] == 6
     assert [look["step"] for look in study.card("generators/kto")["results"]["guard"]] == [0, 1, 2, 3]
 

@@ -159,6 +159,13 @@ def test_a_later_model_starts_from_what_real_images_taught(real: CellImages, tmp
     for one, two in zip(first.nets, later.nets, strict=True):
         assert torch.equal(one.types[1].weight, two.types[1].weight) and torch.equal(one.precision, two.precision)
         assert not torch.equal(one.head.weight, two.head.weight)
+    anew = fit_reward(images, shown, reviews, real, **TINY)
+    assert np.array_equal(anew.logits(images, shown), later.logits(images, shown)) and later.settings["taught_by"]["steps"] == TINY["steps"]
+    other = CellImages(*coloured(60, 99), CLASSES)
+    with pytest.raises(ValueError, match="same real images"):
+        fit_reward(images, shown, reviews, other, start=first, **TINY)
+    with pytest.raises(ValueError, match=r"none of \['green'\]"):
+        fit_reward(images, shown, reviews, real.subset(real.labels == 0), **TINY)
     with pytest.raises(ValueError, match="start must be a model with body 'types' of the same members"):
         fit_reward(images, shown, reviews, real, start=first, **(TINY | {"members": 3}))
     with pytest.raises(ValueError, match="start must be .* same body"):
@@ -175,6 +182,15 @@ def test_a_ridge_is_strict_where_verdicts_do_not_say_otherwise() -> None:
     rare[:4] = 1
     assert _choose_ridge(rows, rare, np.ones(200), random) == RIDGES[0]
     assert _ridge(rows, np.ones(200), np.ones(200), RIDGES[0])[-1] > 5 # One answer only: a constant
+
+
+def test_real_images_alone_rank_right_classes_above_wrong_ones(model: RewardModel, real: CellImages) -> None:
+    images, truth = coloured(100, 9)
+    assert (model.typicality(images, truth) > model.typicality(images, 1 - truth)).mean() > 0.95
+    assert model.typicality(images[:0], truth[:0]).shape == (0,)
+    scratch = fit_reward(*judged(80, 2), real, body="scratch", **TINY)
+    with pytest.raises(ValueError, match="body must be 'types'"):
+        scratch.typicality(images, truth)
 
 
 def test_mixed_sources_only_when_asked(real: CellImages) -> None:

@@ -501,7 +501,7 @@ def _reward(study: Study, round: int) -> None:
         table.to_csv(place / "weights.csv", index=False)
         return {"report": model.report, "mean_weight": float(table["p_plausible"].mean())}
 
-    inputs = [*[f"feedback/round-{r}" for r in range(1, round + 1)], *[f"rewards/round-{round - 1}"][: round - 1], "real"]
+    inputs = [*[f"feedback/round-{r}" for r in range(1, round + 1)], *([f"rewards/round-{round - 1}"] if round > 1 else []), "real"]
     results = _step(study.folder, f"rewards/round-{round}", settings, inputs, make)["results"]
     report = results["report"]
     value = report["auroc"]

@@ -23,6 +23,7 @@ from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from pathloop.core import (
@@ -439,8 +440,8 @@ def _choose_ridge(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, rn
     return RIDGES[int(good.argmax())]
 
 
-def _fit_heads(net: TypeNet, judged: tuple[np.ndarray, ...], options: dict[str, Any], rng: np.random.Generator, ridges: list[tuple[float, float]]) -> float:
-    "The linear layer, on judged images drawn with replacement. The ridge is chosen by the verdict, once, and kept in `ridges` for criteria and other members. Returns the loss."
+def _fit_heads(net: TypeNet, judged: tuple[np.ndarray, ...], options: dict[str, Any], rng: np.random.Generator, ridges: dict[int, tuple[float, float]]) -> float:
+    "The linear layer, on judged images drawn with replacement. Verdict and criteria choose a ridge each, kept in `ridges` for the other members. Returns the loss."
     images, labels, targets, known = judged
     with torch.no_grad():
         raw = []
@@ -457,13 +458,13 @@ def _fit_heads(net: TypeNet, judged: tuple[np.ndarray, ...], options: dict[str, 
     for column in range(targets.shape[1]):
         own = np.flatnonzero(known[:, column])
         answer = targets[own, column].astype(float)
-        if not ridges: # The verdict comes first
-            ridges.append(_choose_ridge(rows[own], answer, weights[own], rng))
+        if len(own) and column not in ridges: # Each its own: granules need features that the verdict may do without
+            ridges[column] = _choose_ridge(rows[own], answer, weights[own], rng)
         drawn = rng.multinomial(len(own), np.full(len(own), 1 / len(own))) if options["members"] > 1 and len(own) else np.ones(len(own))
         sides = answer > 0.5
         if len(own) and min((drawn * sides).sum(), (drawn * ~sides).sum()) < 1: # A draw without one of the answers teaches nothing
             drawn = np.ones(len(own))
-        found.append(_ridge(rows[own], answer, weights[own] * drawn, ridges[0]) if len(own) else np.zeros(rows.shape[1] + 1))
+        found.append(_ridge(rows[own], answer, weights[own] * drawn, ridges[column]) if len(own) else np.zeros(rows.shape[1] + 1))
     layer = torch.from_numpy(np.stack(found)).float().to(net.centres.device)
     with torch.no_grad():
         net.head.weight.copy_(layer[:, :-1])
@@ -473,7 +474,7 @@ def _fit_heads(net: TypeNet, judged: tuple[np.ndarray, ...], options: dict[str, 
 
 
 def _fit_typed(judged: tuple[np.ndarray, ...], real: CellImages, member: int, options: dict[str, Any], device: torch.device, bar: Any,
-               ridges: list[tuple[float, float]], taught: TypeNet | None) -> tuple[nn.Module, list[dict[str, Any]]]:
+               ridges: dict[int, tuple[float, float]], taught: TypeNet | None) -> tuple[nn.Module, list[dict[str, Any]]]:
     "One member: taught on real images unless an earlier model lends it what it was taught, then its linear layer."
     rng, chance = (np.random.default_rng([options["seed"], member, part]) for part in (0, 1)) # One for the real images, one for verdicts: `start` skips the first
     with torch.random.fork_rng(devices=[]):
@@ -486,7 +487,8 @@ def _fit_typed(judged: tuple[np.ndarray, ...], real: CellImages, member: int, op
             rows = [{"step": options["steps"], "loss_judged": np.nan, "loss_real": np.nan}]
             bar.update(options["steps"])
         net.eval()
-        rows[-1]["loss_judged"] = _fit_heads(net, judged, options, chance, ridges)
+        with threadpool_limits(1, "blas"): # Small regressions: several threads take seven times as long
+            rows[-1]["loss_judged"] = _fit_heads(net, judged, options, chance, ridges)
     return net, [{"member": member} | row for row in rows]
 
 # %% ../nbs/08_reward.ipynb #c028
@@ -1039,7 +1041,7 @@ def fit_reward(
     place = pick_device(device)
     bar = progress(range(members * steps), "fitting the reward model", unit="step")
     if options["body"] == "types":
-        ridges: list[tuple[float, float]] = []
+        ridges: dict[int, tuple[float, float]] = {}
         trained = [_fit_typed(judged, real, k, options, place, bar, ridges, lent[k] if lent else None) for k in range(members)]
     else:
         trained = [_train_member(judged, real, k, options, place, bar) for k in range(members)]

@@ -1,5 +1,6 @@
 """The app: what it runs, what it refuses, and the page that it serves, in a real browser."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -127,8 +128,9 @@ def test_the_app_in_a_browser(tmp_path, chromium):
 
     database = tmp_path / "feedback.db"
     code = f"from pathloop.app import serve; serve({CELL.format(database=str(database))!r}, browser=False, say=lambda text: print(text, flush=True))"
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # as at a terminal; a script's background jobs are born deaf to Ctrl-C
     with (tmp_path / "log").open("w") as log:
-        app = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=log, text=True)
+        app = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=log, text=True, preexec_fn=heard)
     try:
         url = app.stdout.readline().split()[1]
         assert url.startswith("http://127.0.0.1:")

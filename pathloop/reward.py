@@ -219,8 +219,9 @@ class TypeNet(nn.Module):
         return (self.raw(images, labels) - self.middle) / self.scale
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor: # Logits (n, 1 + n_criteria)
-        "Logits of the verdict and of each criterion."
-        return self.head(self.features(images, labels))
+        "Logits of the verdict and of each criterion. A criterion failed is a verdict failed: the verdict's logit is at most the least of the others."
+        logits = self.head(self.features(images, labels))
+        return torch.cat([logits.amin(1, keepdim=True), logits[:, 1:]], dim=1)
 
 # %% ../nbs/08_reward.ipynb #c019
 class EncoderNet(nn.Module):
@@ -410,14 +411,15 @@ RIDGES = [(share, strength) for share in (0.0, 0.03, 0.1, 0.3) for strength in (
 def _ridge(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, ridge: tuple[float, float]) -> np.ndarray:
     "Coefficients and intercept of a logistic regression on soft targets (n,); a constant where there is one answer only."
     share, strength = ridge
-    scaled = rows * np.r_[np.ones(3), np.full(rows.shape[1] - 3, share)]
+    scale = np.r_[np.ones(3), np.full(rows.shape[1] - 3, share)]
+    scaled = rows * scale
     yes, no = weights * targets, weights * (1 - targets)
     if min(yes.sum(), no.sum()) < 1e-6:
         return np.r_[np.zeros(rows.shape[1]), np.log((yes.sum() + 0.5) / (no.sum() + 0.5))]
     sides = [(scaled, np.ones(len(rows)), yes), (scaled, np.zeros(len(rows)), no)]
     x, y, w = (np.concatenate(part) for part in zip(*[(x[w > 0], y[w > 0], w[w > 0]) for x, y, w in sides], strict=True))
     fitted = LogisticRegression(C=strength, max_iter=300).fit(x, y, w)
-    return np.r_[fitted.coef_[0] * np.r_[np.ones(3), np.full(rows.shape[1] - 3, share)], fitted.intercept_]
+    return np.r_[fitted.coef_[0] * scale, fitted.intercept_]
 
 
 def _choose_ridge(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
@@ -454,7 +456,7 @@ def _fit_heads(net: TypeNet, judged: tuple[np.ndarray, ...], options: dict[str, 
         rows = ((every - net.middle) / net.scale).cpu().double().numpy()
     chances = _chances(labels, targets, known, options["balance"])
     weights = np.ones(len(rows)) if chances is None else chances * len(rows)
-    found = []
+    found: list[np.ndarray] = []
     for column in range(targets.shape[1]):
         own = np.flatnonzero(known[:, column])
         answer = targets[own, column].astype(float)
@@ -464,7 +466,7 @@ def _fit_heads(net: TypeNet, judged: tuple[np.ndarray, ...], options: dict[str, 
         sides = answer > 0.5
         if len(own) and min((drawn * sides).sum(), (drawn * ~sides).sum()) < 1: # A draw without one of the answers teaches nothing
             drawn = np.ones(len(own))
-        found.append(_ridge(rows[own], answer, weights[own] * drawn, ridges[column]) if len(own) else np.zeros(rows.shape[1] + 1))
+        found.append(_ridge(rows[own], answer, weights[own] * drawn, ridges[column]) if len(own) else found[0]) # Nobody answered: as the verdict
     layer = torch.from_numpy(np.stack(found)).float().to(net.centres.device)
     with torch.no_grad():
         net.head.weight.copy_(layer[:, :-1])
@@ -604,6 +606,13 @@ def score_metrics(
     return result
 
 # %% ../nbs/08_reward.ipynb #c035
+def _agreeing(
+    p: np.ndarray, # Probabilities of the verdict and of each criterion (n, 1 + criteria)
+) -> np.ndarray: # The same, no criterion below the verdict that needs it
+    "Each column is calibrated by itself; this keeps p(plausible) at or below every p(criterion)."
+    return np.maximum(p, p[:, :1])
+
+
 class RewardModel:
     "An ensemble of networks with its calibration. Every score is the probability of plausible (paper: 1 - p(y=1))."
 
@@ -716,9 +725,10 @@ class RewardModel:
         images: np.ndarray, # float (n, 3, size, size) in [-1, 1]
         labels: np.ndarray, # The class each is shown as, int (n,)
     ) -> pd.DataFrame: # A row per image, a column per criterion: p(criterion met)
-        "Probability that each criterion is met; calibrated where `report['criteria']` says so."
+        "Probability that each criterion is met, never below that of the verdict; calibrated where `report['criteria']` says so."
         logits = self.logits(images, labels)
-        return pd.DataFrame({name: self._members(logits, i + 1, np.asarray(labels)).mean(0) for i, name in enumerate(self.criteria)})
+        p = np.stack([self._members(logits, i, np.asarray(labels)).mean(0) for i in range(logits.shape[2])], axis=1)
+        return pd.DataFrame(_agreeing(p)[:, 1:], columns=self.criteria)
 
     def weights_table(
         self,
@@ -916,12 +926,14 @@ def _report(model: RewardModel, logits: np.ndarray, labels: np.ndarray, targets:
     model.calibration |= _class_calibrations(model, held, truth, labels[sure])
     score, how = _cross_fitted(model, held, truth, labels[sure])
     p = np.zeros(logits.shape[1:])
+    p[sure, 0] = score
     for i, name in enumerate(model.criteria, start=1):
         said = known[:, i] & (targets[:, i] != 0.5)
         answer = (targets[said, i] > 0.5).astype(int)
         enough = min(answer.sum(), (1 - answer).sum()) >= 8
         model.calibration[name] = _fit_calibration(method, logits[:, said, i], answer) if enough else (1.0, 0.0)
         p[:, i] = _calibrated(model.calibration[name], logits[:, :, i]).mean(0)
+    p = _agreeing(p)
     return score_metrics(score, truth, seed) | {
         "n": len(truth), "n_plausible": int(truth.sum()), "n_implausible": int((1 - truth).sum()), "counts": counts, "calibration": how,
         "reliability": reliability_table(score, truth).to_dict("records"), "criteria": _by_criterion(model, p, targets, known, seed),

@@ -87,6 +87,7 @@ class AttributeConfig(TrainConfig):
     learning_rate: float = 3e-4 # Peak of AdamW
     warmup: int = 20 # Steps over which the learning rate rises
     average: float = 0.98 # EMA decay
+    average_ramp: bool = False # The start is trained already, and may be remembered
     hide: float = 0.3 # Share of the known attributes that are hidden, each by itself, from 0 to below 1
 
     def __post_init__(self) -> None:

@@ -97,6 +97,7 @@ class ConceptConfig(TrainConfig):
     learning_rate: float = 0.3 # Peak of AdamW; high because rows are few numbers. For all weights use about 3e-4
     warmup: int = 5 # Steps over which the learning rate rises
     average: float = 0.9 # EMA decay
+    average_ramp: bool = False # The start is trained already, and may be remembered
     rows_only: bool = True # Train the new classes' rows and nothing else
     beta: float = 1.0 # Weight of the real images when all weights are trained
 

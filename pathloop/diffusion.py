@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'ImagePush', 'PRESETS', 'NetworkConfig', 'make_unet', 'denoise', 'denoising_loss', 'Generator',
-           'random_loss', 'turn_at_random', 'drop_classes', 'Batches', 'pretrain', 'Pool', 'sample_pool']
+           'random_loss', 'turn_at_random', 'stain_at_random', 'StainEmbedding', 'drop_classes', 'Batches', 'pretrain',
+           'Pool', 'sample_pool']
 
 # %% ../nbs/06_diffusion.ipynb #c003
 import hashlib
@@ -264,6 +265,36 @@ def turn_at_random(
     return torch.where(coins[2], images.transpose(-1, -2), images)
 
 
+def stain_at_random(
+    images: Tensor, # Images in [-1, 1], shape (n, 3, s, s)
+    jitter: float, # Spread (standard deviation of the logarithm) of each colour channel's density of stain
+    random: torch.Generator, # Draws by how much
+) -> tuple[Tensor, Tensor]: # The images, half of them unchanged; and by how many spreads each channel was changed (n, 3)
+    "A paler or denser stain: light passes by Beer and Lambert, so the intensity is raised to a power and white stays white."
+    change = torch.randn(len(images), 3, generator=random) * (torch.rand(len(images), 1, generator=random) < 0.5)
+    change = change.to(images.device)
+    light = ((images + 1) / 2).clamp(1e-3, 1)
+    return light ** (jitter * change).exp()[:, :, None, None] * 2 - 1, change
+
+
+class StainEmbedding(nn.Embedding):
+    "A class embedding that can be told of a changed stain: rows of class and three changes. Unchanged, it adds nothing and can be left out."
+
+    def __init__(self, classes: nn.Embedding):
+        super().__init__(classes.num_embeddings, classes.embedding_dim, _weight=classes.weight.detach().clone())
+        self.stain = nn.Linear(3, classes.embedding_dim, bias=False)
+
+    def forward(self, told: Tensor) -> Tensor: # Classes (n,), or classes and changes (n, 4)
+        "The class's row, and what the change adds."
+        if told.dim() == 1:
+            return super().forward(told)
+        return super().forward(told[:, 0].long()) + self.stain(told[:, 1:])
+
+    def plain(self) -> nn.Embedding:
+        "The classes alone, as diffusers knows them."
+        return nn.Embedding(self.num_embeddings, self.embedding_dim, _weight=self.weight.detach().clone())
+
+
 def drop_classes(
     labels: Tensor, # Class of each image, shape (n,)
     share: float, # Probability of dropping, from 0 to 1
@@ -273,7 +304,7 @@ def drop_classes(
     "Hide some classes, so that the network also learns to denoise without them (classifier-free guidance, arXiv 2207.12598)."
     return labels.where(torch.rand(len(labels), generator=random).to(labels.device) >= share, no_class)
 
-# %% ../nbs/06_diffusion.ipynb #c020
+# %% ../nbs/06_diffusion.ipynb #c022
 class Batches:
     "Random batches of turned, folded real images with some classes hidden; all data stays on the device, unless streamed."
 
@@ -286,11 +317,15 @@ class Batches:
         self.labels = torch.from_numpy(real.labels).to(generator.device)
         self.prepare, self.no_class, self.settings = generator.prepare, len(generator.classes), settings
 
-    def draw(self, random: torch.Generator, n: int | None = None) -> tuple[Tensor, Tensor]:
-        "Folded images (n, c, h, w) and their labels (n,), drawn with replacement."
+    def draw(self, random: torch.Generator, n: int | None = None, jitter: float = 0.0) -> tuple[Tensor, Tensor]:
+        "Folded images (n, c, h, w) and their labels (n,), drawn with replacement; with jitter, labels and changes (n, 4) for a `StainEmbedding`."
         index = torch.randint(len(self.images), (n or self.settings.batch_size,), generator=random)
         labels = drop_classes(self.labels[index.to(self.labels.device)], self.settings.no_class, self.no_class, random)
-        return self.prepare(turn_at_random(self._take(index), random)), labels
+        images = turn_at_random(self._take(index), random)
+        if jitter:
+            images, change = stain_at_random(images, jitter, random)
+            labels = torch.cat([labels[:, None].float(), change], dim=1)
+        return self.prepare(images), labels
 
     def _take(self, index: Tensor) -> Tensor:
         if isinstance(self.images, StreamedImages):
@@ -312,31 +347,39 @@ def pretrain(
     device: str = "auto", # "auto", "cpu", "cuda" ...
     codec: AutoencoderKL | None = None, # Between images and latents, see the latent page; `network` must have its shape
     watches: Sequence[Watch] = (), # Looks at the averaged network along the way, see the watch page
+    jitter: float = 0.0, # Change the stain of half of the images by about this much, and tell the network (0 to 1): see below
 ) -> Generator: # Trained, with its loss curve in `history`
     "Train a generator from scratch on real images. Raises `ValueError` when images, classes and network do not fit."
+    if not 0 <= jitter <= 1:
+        raise ValueError(f"jitter must be from 0 to 1; got {jitter}")
     settings = settings or TrainConfig()
     network = network or NetworkConfig(size=real.size)
     torch.manual_seed(settings.seed)
-    unet = _placed(make_unet(network, len(real.classes)), device)
+    unet = make_unet(network, len(real.classes))
+    if jitter:
+        unet.class_embedding = StainEmbedding(unet.class_embedding)
+    unet = _placed(unet, device)
     generator = Generator(unet, list(real.classes), network, codec=codec.to(unet.device) if codec else None)
     batches = Batches(generator, real, settings)
 
     def step_loss(unet: nn.Module, random: torch.Generator) -> Tensor:
-        folded, labels = batches.draw(random)
+        folded, labels = batches.draw(random, jitter=jitter)
         return random_loss(unet, folded, labels, random, network.sigma_data).mean()
 
-    identity = json.dumps({"classes": generator.classes, "network": network.to_dict()})
+    identity = json.dumps({"classes": generator.classes, "network": network.to_dict()} | ({"jitter": jitter} if jitter else {}))
     generator.history = train(unet, step_loss, settings, checkpoint, "pretraining", watches, identity)
+    if jitter:
+        unet.class_embedding = unet.class_embedding.plain()
     return generator
 
-# %% ../nbs/06_diffusion.ipynb #c027
+# %% ../nbs/06_diffusion.ipynb #c029
 PRESETS = {
     "tiny": (NetworkConfig(), TrainConfig()),
     "paper": (NetworkConfig(size=64, fold=1, channels=(96, 192, 288, 288), layers=2, dropout=0.2), TrainConfig(steps=20_000, batch_size=128, learning_rate=4e-4, warmup=500, average=0.9995)),
     "large": (NetworkConfig(size=128, fold=2, channels=(128, 256, 384, 384), layers=2, dropout=0.2), TrainConfig(steps=40_000, batch_size=128, learning_rate=3e-4, warmup=1000, average=0.9998)),
 }
 
-# %% ../nbs/06_diffusion.ipynb #c030
+# %% ../nbs/06_diffusion.ipynb #c032
 def _save(generator: Generator, folder: Path, half: bool) -> None:
     unet = generator.unet
     if half:
@@ -367,7 +410,7 @@ def _load(folder: Path, device: str) -> Generator:
     codec = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).to(pick_device(device)) if network.latent else None
     return Generator(_placed(unet, device).eval(), about["classes"], network, table, codec)
 
-# %% ../nbs/06_diffusion.ipynb #c033
+# %% ../nbs/06_diffusion.ipynb #c035
 @dataclass(frozen=True)
 class Pool:
     "Sampled images with what is needed to sample them again."

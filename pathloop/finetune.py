@@ -45,6 +45,7 @@ class FinetuneConfig(TrainConfig):
     learning_rate: float = 5e-5 # Peak of AdamW; gentle, because a pool is small
     warmup: int = 20 # Steps over which the learning rate rises
     average: float = 0.98 # EMA decay; with 0.998 the average would hardly have moved after 200 steps
+    average_ramp: bool = False # The start is trained already, and may be remembered
     beta: float = 0.3 # Weight of the real images, as in the paper's code
     normalise: bool = False # Divide the weights by their mean, so that a strict reward does not just mean less signal
     accept: float = 0.5 # For "sft": weights above it count as accepted

@@ -149,6 +149,7 @@ class SplitConfig(TrainConfig):
     learning_rate: float = 3e-4 # Peak of AdamW
     warmup: int = 10 # Steps over which the learning rate rises
     average: float = 0.97 # EMA decay
+    average_ramp: bool = False # The start is trained already, and may be remembered
     row_steps: int = 60 # Updates of the new rows alone, before
     row_rate: float = 0.05 # Their learning rate; high because rows are few numbers
     confident: float = 0.6 # Guessed images below this chance of a subtype do not teach it, from 0 to 1

@@ -40,6 +40,7 @@ class TrainConfig(Config):
     warmup: int = 100 # Steps over which the learning rate rises
     decay: float = 0.4 # Share of the steps, at the end, over which it falls to zero
     average: float = 0.998 # EMA decay per step
+    average_ramp: bool = True # The decay after n steps is at most (1 + n) / (10 + n), so a short run forgets its random start
     average_snapshots: int = 0 # Kept along the way so that the length of the average can be chosen afterwards
     no_class: float = 0.1 # Share of images trained without their class, for guidance
     seed: int = 0 # Same seed and inputs, same weights
@@ -78,13 +79,23 @@ def use_bf16(
 FORMAT = "2" # Of checkpoints
 
 
+def _moving_average(settings: TrainConfig) -> Any:
+    "What `AveragedModel` calls after every step: an exponential moving average that may begin short (as TensorFlow's `num_updates` and diffusers' `use_ema_warmup`)."
+    def update(averages: list[Tensor], weights: list[Tensor], steps: Tensor | int) -> None:
+        n = int(steps)
+        decay = min(settings.average, (1 + n) / (10 + n)) if settings.average_ramp else settings.average
+        get_ema_multi_avg_fn(decay)(averages, weights, steps)
+
+    return update
+
+
 class _State:
     "All that changes while training: the network, its averages, the optimizer, what was recorded."
 
     def __init__(self, unet: nn.Module, settings: TrainConfig, identity: str):
         self.unet, self.identity = unet, identity
         self.optimizer = torch.optim.AdamW(unet.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-        self.average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
+        self.average = AveragedModel(unet, multi_avg_fn=_moving_average(settings))
         self.profiles = [PowerAverage(unet, exponent) for exponent in EXPONENTS] if settings.average_snapshots else []
         self.history: list[dict[str, float]] = []
         self.step = 0

@@ -26,6 +26,7 @@ from pathloop.diffusion import (
     make_unet,
     pretrain,
     sample_pool,
+    stain_at_random,
 )
 from pathloop.sampling import SAMPLERS
 from pathloop.training import TrainConfig
@@ -209,6 +210,35 @@ def test_divergence_stops_and_says_what_to_do() -> None:
         pretrain(make_cells(), NETWORK, replace(SHORT, steps=200, learning_rate=1e12), device="cpu")
 
 
+def test_jitter_leaves_a_stock_network_and_resumes(tmp_path: Path) -> None:
+    "Told of the change while training; afterwards nothing of it is left, stock diffusers opens it, and a cut run ends the same."
+    whole = pretrain(make_cells(), NETWORK, SHORT, device="cpu", jitter=0.2)
+    assert type(whole.unet.class_embedding) is torch.nn.Embedding
+    plain = pretrain(make_cells(), NETWORK, SHORT, device="cpu")
+    assert not torch.equal(whole.unet.class_embedding.weight, plain.unet.class_embedding.weight)
+    whole.save_pretrained(tmp_path / "g")
+    assert np.array_equal(Generator.from_pretrained(tmp_path / "g", device="cpu").sample([0, 1], [5, 6]), whole.sample([0, 1], [5, 6]))
+    place = tmp_path / "c.safetensors"
+
+    def stop(step: int, unet: torch.nn.Module) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(make_cells(), NETWORK, replace(SHORT, watch_every=6), place, device="cpu", jitter=0.2, watches=[stop])
+    resumed = pretrain(make_cells(), NETWORK, SHORT, place, device="cpu", jitter=0.2)
+    assert all(torch.equal(a, b) for a, b in zip(whole.unet.parameters(), resumed.unet.parameters(), strict=True))
+    with pytest.raises(ValueError, match="same network and class list"):
+        pretrain(make_cells(), NETWORK, SHORT, place, device="cpu")
+
+
+def test_a_changed_stain_stays_in_range_and_is_told() -> None:
+    images = torch.rand(64, 3, 8, 8) * 2 - 1
+    changed, told = stain_at_random(images, 0.3, torch.Generator().manual_seed(0))
+    assert changed.min() >= -1 and changed.max() <= 1 and 16 < (told == 0).all(1).sum() < 48
+    light, before = (changed + 1) / 2, ((images + 1) / 2).clamp(1e-3, 1)
+    assert torch.allclose(light.log() / before.log(), (0.3 * told).exp()[:, :, None, None].expand_as(light), rtol=2e-2, atol=1e-3)
+
+
 def test_bad_input_is_named(generator: Generator) -> None:
     with pytest.raises(ValueError, match="multiple of 4"):
         make_unet(NetworkConfig(size=18, channels=(16, 32)), 3)
@@ -224,6 +254,8 @@ def test_bad_input_is_named(generator: Generator) -> None:
         Generator(generator.unet, ["a"], generator.config)
     with pytest.raises(ValueError, match="precision must be"):
         pretrain(make_cells(), NETWORK, TrainConfig(steps=1, precision="fp8"), device="cpu")
+    with pytest.raises(ValueError, match="jitter must be from 0 to 1; got 1.5"):
+        pretrain(make_cells(), NETWORK, SHORT, device="cpu", jitter=1.5)
     with pytest.raises(ValueError, match="per_class must be at least 1"):
         sample_pool(generator, 0)
 

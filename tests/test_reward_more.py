@@ -79,6 +79,34 @@ def test_heads_that_agree_cost_nothing() -> None:
     assert disagreement_loss(torch.tensor([[3.0, -3, 2], [0, 0, 0]]), torch.zeros(2, 3, dtype=torch.bool)) == 0
 
 
+def test_no_verdict_is_likelier_than_a_criterion_it_needs(model: RewardModel) -> None:
+    images, shown, _ = judged(120, 9)
+    met = model.criteria_scores(images, shown)
+    assert (model.score(images, shown)[:, None] <= met.to_numpy() + 1e-6).all()
+    assert met["colour"].std() > 0.1 # Not merely raised to one
+
+
+def test_a_defect_that_a_criterion_learned_counts_for_the_verdict(real: CellImages) -> None:
+    "The verdicts say nothing (all unsure but a few); the criterion's head knows, and the verdict follows it."
+    images, shown, reviews = judged(240, 2)
+    told = reviews["verdict"].isin(["plausible", "implausible"]).to_numpy()
+    few = np.r_[np.flatnonzero(told & (reviews["verdict"] == "plausible"))[:12], np.flatnonzero(told & (reviews["verdict"] == "implausible"))[:12]]
+    reviews.loc[np.setdiff1d(np.arange(240), few), "verdict"] = "unsure"
+    model = fit_reward(images, shown, reviews, real, seed=3, **SMALL)
+    fresh, labels, truth = judged(200, 5)
+    wrong = (truth["verdict"] == "implausible").to_numpy()
+    assert model.logits(fresh, labels)[:, wrong, 0].mean() <= model.logits(fresh, labels)[:, wrong, 1].mean() + 1e-9
+    assert model.score(fresh, labels)[~wrong].mean() > model.score(fresh, labels)[wrong].mean() + 0.3
+
+
+def test_a_criterion_that_nobody_answered_does_not_bind_the_verdict(real: CellImages) -> None:
+    images, shown, reviews = judged(160, 2)
+    plain = fit_reward(images, shown, reviews, real, seed=3, criteria=["colour"], **SMALL)
+    more = fit_reward(images, shown, reviews.assign(size="unsure"), real, seed=3, criteria=["colour", "size"], **SMALL)
+    fresh, labels, _ = judged(60, 5)
+    assert np.allclose(plain.score(fresh, labels), more.score(fresh, labels), atol=0.05) # The rest is chance: one more head was drawn
+
+
 def test_turned_copies_and_images_of_a_seed_are_one(real: CellImages) -> None:
     images, shown, reviews = judged(40, 2)
     assert picture_hashes(np.rot90(images[..., ::-1], 1, (2, 3))) == picture_hashes(images)

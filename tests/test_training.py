@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from pathloop.diffusion import Generator, NetworkConfig, make_unet
-from pathloop.training import TrainConfig, averaged_weights, share, train
+from pathloop.training import TrainConfig, _moving_average, averaged_weights, share, train
 
 NETWORK = NetworkConfig(size=16, channels=(16, 32))
 SHORT = TrainConfig(steps=6, batch_size=8, learning_rate=0.01, warmup=1, precision="fp32", checkpoint_every=2)
@@ -130,6 +131,22 @@ def test_snapshots_are_kept_beside_the_checkpoint(tmp_path: Path) -> None:
     kept = averaged_weights(tmp_path / "averages", 0.1)
     assert set(kept) == set(network.state_dict()) and all(torch.isfinite(tensor).all() for tensor in kept.values())
     assert not torch.equal(kept["0.weight"], averaged_weights(tmp_path / "averages", 0.02)["0.weight"])
+
+
+@pytest.mark.parametrize("ramp", [True, False])
+def test_a_short_run_forgets_its_start_where_the_average_ramps(ramp: bool) -> None:
+    "A weight that jumps from 0 to 1 at the first step's end: what is left of the 0 in the average after 40 steps."
+    network = nn.Linear(1, 1)
+    nn.init.constant_(network.weight, 0.0)
+    settings = TrainConfig(steps=40, average=0.998, average_ramp=ramp)
+    average = AveragedModel(network, multi_avg_fn=_moving_average(settings))
+    average.update_parameters(network)
+    nn.init.constant_(network.weight, 1.0)
+    for _ in range(40):
+        average.update_parameters(network)
+    left = 1 - average.module.weight.item()
+    expected = np.prod([min(0.998, (1 + n) / (10 + n)) if ramp else 0.998 for n in range(1, 41)])
+    assert left == pytest.approx(expected, abs=1e-5) and (left < 1e-5 if ramp else left > 0.9)
 
 
 def test_tensorboard_gets_the_curve(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     python bench/diffusion.py speed                                  # about 3 minutes on 2 cores
     python bench/diffusion.py quality --images ../shared/data/pbc64  # about 40 minutes on 2 cores
+    python bench/diffusion.py jitter --images ../shared/data/pbc64   # about 30 minutes: what a told change of stain does where images are few
 
 The example is diffusers' `examples/unconditional_image_generation/train_unconditional.py` with its defaults (AdamW, cosine
 schedule, EMA, a DDPM that predicts noise, single precision unless told otherwise), given the same class-conditional
@@ -30,7 +31,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pathloop.data import CellImages, load_images, split_by_use
 from pathloop.diffusion import Generator, NetworkConfig, make_unet, pretrain
-from pathloop.evaluate import fit_features, kernel_distance
+from pathloop.evaluate import fit_features, kernel_distance, nearest_training_check
+from pathloop.neighbours import precision_recall_density_coverage
 from pathloop.smear import make_smear
 from pathloop.training import TrainConfig
 
@@ -174,9 +176,27 @@ def quality(real: CellImages, held_out: CellImages, network: NetworkConfig, batc
             "ratio to DDIM 50": seconds["example, DDIM 50"] / seconds["pathloop, dpm++ 18"], "n": len(labels), "n of DDPM 1000": slow}
 
 
+def jitter(real: CellImages, held_out: CellImages, network: NetworkConfig, batch: int, device: torch.device, steps: int, per_type: int, per_class: int, seeds: int) -> dict:
+    "Pretraining on few images of each type, with and without a told change of stain: distance to held-out reals, coverage, copies."
+    features = fit_features(real.images, real.labels, len(real.classes), seed=0)
+    reals, labels = features(held_out.images), np.repeat(np.arange(len(real.classes)), per_class)
+    rows = []
+    for seed in range(seeds):
+        random = np.random.default_rng(seed)
+        few = real.subset(np.concatenate([random.permutation(np.flatnonzero(real.labels == k))[:per_type] for k in range(len(real.classes))]))
+        for strength in (0.0, 0.15, 0.3):
+            generator = pretrain(few, network, TrainConfig(steps=steps, batch_size=batch, seed=seed), device=device.type, jitter=strength)
+            images = generator.sample(labels, range(len(labels)), steps=18)
+            near = precision_recall_density_coverage(reals, features(images), real_labels=held_out.labels, synthetic_labels=labels)
+            rows.append({"seed": seed, "jitter": strength, "kernel_distance": kernel_distance(reals, features(images)).value, "precision": near["precision"].value,
+                         "coverage": near["coverage"].value, "copies": nearest_training_check(few.images, held_out.images, images).pixels.value})
+            print(rows[-1], flush=True)
+    return {"rows": rows, "training images": len(few), "steps": steps, "n": len(labels)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "quality"])
+    parser.add_argument("what", choices=["speed", "quality", "jitter"])
     parser.add_argument("--images", default="smear", help="a folder that load_images reads, with a column 'use'; or 'smear'")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)
@@ -184,6 +204,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budgets", type=int, nargs="+", default=[300, 600, 1200], help="updates at which quality is measured")
     parser.add_argument("--per-class", type=int, default=48)
+    parser.add_argument("--per-type", type=int, default=32, help="of jitter: training images of each type")
+    parser.add_argument("--seeds", type=int, default=2, help="of jitter")
     parser.add_argument("--slow", type=int, default=256, help="images sampled with 1,000 steps")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -191,6 +213,8 @@ def main() -> None:
     network = NetworkConfig(size=given.size)
     if given.what == "speed":
         found = speed(real, network, given.batch, device, given.steps, given.rounds)
+    elif given.what == "jitter":
+        found = jitter(real, held_out, network, given.batch, device, given.budgets[-1], given.per_type, given.per_class, given.seeds)
     else:
         found = quality(real, held_out, network, given.batch, device, given.budgets, given.per_class, given.slow)
     source = given.images if given.images == "smear" else Path(given.images).name

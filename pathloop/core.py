@@ -37,13 +37,13 @@ def seed_everything(
 
 # %% ../nbs/00_core.ipynb #c007
 def pick_device(
-    name: str = "auto", # "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1" or "mps"
+    name: str = "auto", # "auto" (a GPU when there is one, each process of `accelerate launch` its own), "cpu", "cuda", "cuda:1" or "mps"
 ) -> Any: # A `torch.device`
     "The torch device of that name. Raises `ValueError` when this machine lacks it."
     import torch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be one that this machine has; got {name!r}, but no CUDA GPU is visible. Use 'cpu'")

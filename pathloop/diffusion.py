@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'ImagePush', 'PRESETS', 'NetworkConfig', 'make_unet', 'denoise', 'denoising_loss', 'Generator',
-           'random_loss', 'turn_at_random', 'stain_at_random', 'StainEmbedding', 'drop_classes', 'Batches', 'pretrain',
-           'Pool', 'sample_pool']
+           'random_loss', 'turn_at_random', 'stain_at_random', 'StainEmbedding', 'drop_classes', 'Batches',
+           'averaged_generator', 'pretrain', 'Pool', 'sample_pool']
 
 # %% ../nbs/06_diffusion.ipynb #c003
 import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from .core import Config, atomic_folder, check_images, check_labels, pick_device
 from .data import CellImages, from_uint8, to_uint8
 from .sampling import Raw, SampleConfig, guided, make_scheduler, pushed, solve, streams
 from .stream import StreamedImages
-from .training import TrainConfig, Watch, share, train
+from .training import TrainConfig, Watch, averaged_weights, share, train
 
 # %% ../nbs/06_diffusion.ipynb #c006
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ def make_unet(
     config: NetworkConfig,
     n_classes: int, # Number of cell types
 ) -> UNet2DModel:
-    "A stock diffusers U-Net with an embedding row per class and one for 'no class'. Raises `ValueError` on an unfit size."
+    "A stock diffusers U-Net with an embedding row per class and one for 'no class'. Raises `ValueError` on unfit sizes."
     step = config.fold * 2 ** (len(config.channels) - 1)
+    if config.fold < 1 or config.channels[-1] < 32 or any(width % 8 for width in config.channels):
+        raise ValueError(f"fold must be at least 1, channels multiples of 8 and the last at least 32; got {config.fold} and {config.channels}")
     if config.size % step:
         raise ValueError(f"size must be a multiple of {step} for this network; got {config.size}")
     plain = len(config.channels) - 1
@@ -150,7 +153,8 @@ class Generator:
         "The same for a tensor on the generator's device, unchecked: folded pixels, or a codec's latents."
         if self.codec is None:
             return F.pixel_unshuffle(images, self.config.fold)
-        return self.codec.encode(images).latent_dist.mode() * self.codec.config["scaling_factor"]
+        with torch.autocast(images.device.type, enabled=False): # Targets of the training: 16 bits would be too coarse at low noise
+            return self.codec.encode(images).latent_dist.mode() * self.codec.config["scaling_factor"]
 
     @torch.no_grad()
     def restore(self, x: Tensor) -> Tensor:
@@ -245,12 +249,14 @@ def random_loss(
     unet: nn.Module,
     folded: Tensor, # Clean folded images, shape (n, c, h, w)
     labels: Tensor, # Class of each, shape (n,)
-    random: torch.Generator, # Draws noise levels and noise, on the CPU
+    random: torch.Generator, # Draws noise levels and noise; on the CPU, but a GPU draws its noise itself from a seed of it
     sigma_data: float, # Standard deviation of the data
 ) -> Tensor: # Loss of each image in this process's share of the batch, shape (n,) when there is one process
     "`denoising_loss` at random noise levels, ln(sigma) ~ N(-1.2, 1.2**2) (Karras et al. 2022, table 1)."
     sigma = (1.2 * torch.randn(len(folded), generator=random) - 1.2).exp().to(folded.device)
-    noise = torch.randn(folded.shape, generator=random).to(folded.device)
+    if folded.is_cuda: # Drawing millions of numbers on the CPU would keep a GPU waiting
+        random = torch.Generator(folded.device).manual_seed(int(torch.randint(2**62, (), generator=random)))
+    noise = torch.randn(folded.shape, generator=random, device=random.device).to(folded.device)
     return denoising_loss(unet, share(folded), share(labels), share(sigma), share(noise), sigma_data)
 
 
@@ -339,6 +345,26 @@ def _placed(unet: UNet2DModel, device: str) -> UNet2DModel:
     return unet.to(place, memory_format=torch.channels_last if place.type == "cuda" else torch.contiguous_format)
 
 
+def _fingerprint(*arrays: Any) -> str:
+    "12 hexadecimal digits of what arrays or tensors hold; of streamed images, their number."
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(str(len(array)).encode() if isinstance(array, StreamedImages) else np.ascontiguousarray(array.cpu() if isinstance(array, Tensor) else array).tobytes())
+    return found.hexdigest()[:12]
+
+
+def averaged_generator(
+    generator: Generator, # Of the training that kept snapshots; stays as it is
+    snapshots: str | Path, # `snapshot_folder(checkpoint)` of that training
+    length: float = 0.1, # Width of the average as a share of the training
+    step: int | None = None, # Average at this step; None takes the last. An early one is a guide for autoguidance
+) -> Generator: # A copy with those weights
+    "The generator as it was on average around a step, put together afterwards (arXiv 2312.02696). Raises as `averaged_weights`."
+    weights, unet = averaged_weights(snapshots, length, step), deepcopy(generator.unet)
+    unet.load_state_dict({name: weights.get(name, value) for name, value in unet.state_dict().items()})
+    return Generator(unet.eval(), generator.classes, generator.config, codec=generator.codec)
+
+
 def pretrain(
     real: CellImages, # Training images, in [-1, 1]
     network: NetworkConfig | None = None, # Shape of the network; None takes the default at the images' size
@@ -366,8 +392,8 @@ def pretrain(
         folded, labels = batches.draw(random, jitter=jitter)
         return random_loss(unet, folded, labels, random, network.sigma_data).mean()
 
-    identity = json.dumps({"classes": generator.classes, "network": network.to_dict()} | ({"jitter": jitter} if jitter else {}))
-    generator.history = train(unet, step_loss, settings, checkpoint, "pretraining", watches, identity)
+    about = {"classes": generator.classes, "network": network.to_dict(), "jitter": jitter, "images": _fingerprint(real.labels, real.images), "codec": codec and _fingerprint(*codec.state_dict().values())}
+    generator.history = train(unet, step_loss, settings, checkpoint, "pretraining", watches, json.dumps(about))
     if jitter:
         unet.class_embedding = unet.class_embedding.plain()
     return generator
@@ -377,14 +403,18 @@ PRESETS = {
     "tiny": (NetworkConfig(), TrainConfig()),
     "paper": (NetworkConfig(size=64, fold=1, channels=(96, 192, 288, 288), layers=2, dropout=0.2), TrainConfig(steps=20_000, batch_size=128, learning_rate=4e-4, warmup=500, average=0.9995)),
     "large": (NetworkConfig(size=128, fold=2, channels=(128, 256, 384, 384), layers=2, dropout=0.2), TrainConfig(steps=40_000, batch_size=128, learning_rate=3e-4, warmup=1000, average=0.9998)),
+    "latent": (NetworkConfig(size=256, fold=8, latent=4, sigma_data=0.5, channels=(128, 256, 384), layers=2, dropout=0.2), TrainConfig(steps=30_000, batch_size=128, learning_rate=3e-4, warmup=1000, average=0.9998)),
 }
 
 # %% ../nbs/06_diffusion.ipynb #c032
 def _save(generator: Generator, folder: Path, half: bool) -> None:
     unet = generator.unet
+    if isinstance(unet.class_embedding, StainEmbedding): # A watch may save in the midst of a training with jitter
+        unet = deepcopy(unet)
+        unet.class_embedding = unet.class_embedding.plain()
     if half:
-        unet = UNet2DModel.from_config(unet.config)
-        unet.load_state_dict(generator.unet.state_dict())
+        weights, unet = unet.state_dict(), UNet2DModel.from_config(unet.config)
+        unet.load_state_dict(weights)
         unet = unet.half()
     with atomic_folder(folder) as place:
         unet.save_pretrained(place / "unet")
@@ -403,11 +433,11 @@ def _load(folder: Path, device: str) -> Generator:
     about = read_json(folder / "pathloop.json")
     if about.get("format") != FORMAT_VERSION:
         raise ValueError(f"folder must hold a generator of format {FORMAT_VERSION}; {folder} has format {about.get('format')}")
-    unet = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False)
+    unet = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True)
     network = NetworkConfig.from_dict({**about["network"], "channels": tuple(about["network"]["channels"])})
     history = folder / "history.csv"
     table = pd.read_csv(history) if history.exists() and history.stat().st_size > 1 else pd.DataFrame()
-    codec = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).to(pick_device(device)) if network.latent else None
+    codec = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True, use_safetensors=True).to(pick_device(device)) if network.latent else None
     return Generator(_placed(unet, device).eval(), about["classes"], network, table, codec)
 
 # %% ../nbs/06_diffusion.ipynb #c035

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from .core import check_images
-from .data import CellImages, Picture, show_grid
+from .data import CellImages, Picture, to_uint8
 from .diffusion import Generator, NetworkConfig
 from .training import StopTraining
 
@@ -72,7 +72,7 @@ class MemorisationWatch:
     limit: float = 0.6 # The training ends when the interval of the share lies above; 1 never ends it
     patience: int = 1 # Looks in a row above the limit before it ends
     codec: AutoencoderKL | None = None # Of a generator of latents
-    above: int = field(default=0, init=False) # Looks in a row above the limit so far
+    history: list[dict[str, float]] = field(default_factory=list, init=False) # The training's, which gives it; so a resumed run counts on
 
     def __call__(self, step: int, unet: nn.Module) -> dict[str, float]: # Columns of the history
         "Look. Raises `StopTraining`, with what it saw, when the limit is passed."
@@ -80,8 +80,8 @@ class MemorisationWatch:
         images = generator.sample(np.arange(self.n) % len(self.train.classes), range(self.n), steps=self.steps)
         share, low, high = nearer_to_training(images, self.train.images, self.held_out.images)
         seen = {"nearer_to_training": share, "nearer_low": low, "nearer_high": high}
-        self.above = self.above + 1 if low > self.limit else 0
-        if self.above >= self.patience:
+        before = [row["nearer_low"] for row in self.history if "nearer_low" in row]
+        if all(value > self.limit for value in [low, *before[::-1][: self.patience - 1]]) and len(before) + 1 >= self.patience:
             raise StopTraining(f"{share:.0%} of the generated images [{low:.0%}, {high:.0%}] are nearer to a training image than to a held-out one", seen)
         return seen
 
@@ -100,7 +100,8 @@ def memorisation_figure(
     left.set(xlabel="step", ylabel="loss", yscale="log", title="The loss only falls")
     right.axhspan(0, limit, color="0.95")
     right.axhline(0.5, color="0.6", linestyle=":")
-    right.errorbar(looks["step"], looks["nearer_to_training"], (looks["nearer_to_training"] - looks["nearer_low"], looks["nearer_high"] - looks["nearer_to_training"]), marker="o", capsize=2)
+    reach = (looks["nearer_to_training"] - looks["nearer_low"], looks["nearer_high"] - looks["nearer_to_training"])
+    right.errorbar(looks["step"], looks["nearer_to_training"], [part.clip(lower=0) for part in reach], marker="o", capsize=2)
     right.set(xlabel="step", ylabel="share nearer to training", ylim=(0.3, 1.02), title="Copying shows here")
     return figure
 
@@ -113,8 +114,9 @@ class LiveView:
     network: NetworkConfig # Shape of the network that is trained
     steps: int = 12 # Sampler steps
     codec: AutoencoderKL | None = None # Of a generator of latents
+    history: list[dict[str, float]] = field(default_factory=list, init=False) # The training's, which gives it
     handle: Any = field(default=None, init=False) # Of the display that is drawn anew
-    figure: Picture | None = field(default=None, init=False) # The last grid
+    figure: Picture | None = field(default=None, init=False) # The last picture
 
     def __call__(self, step: int, unet: nn.Module) -> dict[str, float]: # Nothing
         "Draw one cell of each type on fixed seeds."
@@ -125,7 +127,20 @@ class LiveView:
             return {}
         generator = Generator(unet, self.classes, self.network, codec=self.codec)
         labels = np.arange(len(self.classes))
-        self.figure = show_grid(generator.sample(labels, labels, steps=self.steps), labels, self.classes, title=f"step {step}")
+        cells = to_uint8(generator.sample(labels, labels, steps=self.steps))
+        columns = min(6, len(cells))
+        rows = -(-len(cells) // columns)
+        self.figure = Picture(figsize=(2.6 + 0.95 * columns, max(1.9, 1.1 * rows)), layout="constrained", dpi=90)
+        parts: Any = self.figure.subfigures(1, 2, width_ratios=(2.6, 0.95 * columns))
+        losses = [(row["step"], row["loss"]) for row in self.history if "loss" in row]
+        axis = parts[0].subplots()
+        axis.plot(*zip(*losses, strict=True))
+        axis.set(xlabel="step", ylabel="loss", title=f"step {step}")
+        for i, place in enumerate(parts[1].subplots(rows, columns, squeeze=False).flat):
+            place.axis("off")
+            if i < len(cells):
+                place.imshow(cells[i], interpolation="nearest")
+                place.set_title(self.classes[i], fontsize=6, pad=2)
         if self.handle is None:
             self.handle = display(self.figure, display_id=True)
         else:

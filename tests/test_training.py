@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from pathloop.diffusion import Generator, NetworkConfig, make_unet
-from pathloop.training import TrainConfig, _moving_average, averaged_weights, share, train
+from pathloop.training import TrainConfig, _moving_average, _State, averaged_weights, share, train
 
 NETWORK = NetworkConfig(size=16, channels=(16, 32))
 SHORT = TrainConfig(steps=6, batch_size=8, learning_rate=0.01, warmup=1, precision="fp32", checkpoint_every=2)
@@ -113,7 +114,7 @@ def test_out_of_memory_suggests_the_smaller_setting() -> None:
     def hungry(network: nn.Module, random: torch.Generator) -> torch.Tensor:
         return torch.empty(2**60).sum()
 
-    with pytest.raises(RuntimeError, match="set batch_size=4, accumulate=2"):
+    with pytest.raises(MemoryError, match="set batch_size=4, accumulate=2"):
         train(new_network(), hungry, SHORT)
 
 
@@ -121,16 +122,73 @@ def test_an_older_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"unet/0.weight": torch.zeros(2)}, tmp_path / "c.safetensors", {"step": "3", "history": "[]"})
-    with pytest.raises(ValueError, match="must have format 2; .* has 1"):
+    with pytest.raises(ValueError, match="must have format 3; .* has 1"):
         train(new_network(), loss, SHORT, tmp_path / "c.safetensors")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="must be a file that training wrote; .*c.safetensors cannot be read"):
+        train(new_network(), loss, SHORT, tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"learning_rate": 0.02}, {"average": 0.9}, {"batch_size": 4}, {"average_snapshots": 3}])
+def test_a_run_goes_on_as_it_began_or_not_at_all(tmp_path: Path, change: dict[str, float]) -> None:
+    train(new_network(), loss, SHORT, tmp_path / "c.safetensors") # Leaves the checkpoint of step 4
+    with pytest.raises(ValueError, match=f"settings must be those that the checkpoint began with; .*{next(iter(change))}"):
+        train(new_network(), loss, replace(SHORT, **change), tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match="steps must be at least .* got 2, and .* has done 4"):
+        train(new_network(), loss, replace(SHORT, steps=2), tmp_path / "c.safetensors")
+    assert len(train(new_network(), loss, replace(SHORT, steps=20), tmp_path / "c.safetensors")) # A longer run may
+
+
+def test_a_gradient_that_is_no_number_never_reaches_a_checkpoint(tmp_path: Path) -> None:
+    def bad(network: nn.Module, random: torch.Generator) -> torch.Tensor:
+        value = loss(network, random)
+        if bad.calls == 1: # The second step: a finite loss whose gradient is none
+            value = value + (next(network.parameters()).sum() * 0).sqrt()
+        bad.calls += 1
+        return value
+
+    bad.calls = 0
+    with pytest.raises(FloatingPointError, match="the gradient became nan at step 1"):
+        train(new_network(), bad, replace(SHORT, checkpoint_every=1), tmp_path / "c.safetensors")
+    resumed, straight = new_network(), new_network()
+    train(resumed, loss, replace(SHORT, checkpoint_every=1), tmp_path / "c.safetensors")
+    train(straight, loss, SHORT)
+    assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_a_resumed_optimizer_has_the_weights_memory_format(tmp_path: Path) -> None:
+    "A fused step on a GPU refuses moments that lie otherwise than the weights."
+    def new() -> nn.Module:
+        return nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+
+    def fit(network: nn.Module, random: torch.Generator) -> torch.Tensor:
+        return network(torch.randn(2, 3, 8, 8, generator=random).to(memory_format=torch.channels_last)).square().mean()
+
+    train(new(), fit, SHORT, tmp_path / "c.safetensors")
+    network = new()
+    state = _State(network, SHORT, "")
+    state.load(tmp_path / "c.safetensors")
+    assert state.optimizer.state[network.weight]["exp_avg"].stride() == network.weight.stride() != network.weight.contiguous().stride()
+
+
+def test_a_run_begun_afresh_leaves_no_snapshots_of_the_old_one(tmp_path: Path) -> None:
+    for steps in (40, 20):
+        (tmp_path / "c.safetensors").unlink(missing_ok=True)
+        train(new_network(), loss, replace(SHORT, steps=steps, average_snapshots=4), tmp_path / "c.safetensors")
+    assert {int(path.stem.split("-")[0]) for path in (tmp_path / "c-averages").iterdir()} == {5, 10, 15, 20}
+    with pytest.raises(ValueError, match="first snapshot, 5; got 3"):
+        averaged_weights(tmp_path / "c-averages", step=3)
 
 
 def test_snapshots_are_kept_beside_the_checkpoint(tmp_path: Path) -> None:
     network = new_network()
     train(network, loss, TrainConfig(**SHORT.to_dict() | {"steps": 40, "average_snapshots": 8}), tmp_path / "c.safetensors")
-    kept = averaged_weights(tmp_path / "averages", 0.1)
+    kept = averaged_weights(tmp_path / "c-averages", 0.1)
     assert set(kept) == set(network.state_dict()) and all(torch.isfinite(tensor).all() for tensor in kept.values())
-    assert not torch.equal(kept["0.weight"], averaged_weights(tmp_path / "averages", 0.02)["0.weight"])
+    assert not torch.equal(kept["0.weight"], averaged_weights(tmp_path / "c-averages", 0.02)["0.weight"])
 
 
 @pytest.mark.parametrize("ramp", [True, False])

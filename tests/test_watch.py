@@ -1,11 +1,14 @@
 """Watches of a training: the share nearer to training images, stopping, and looking on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
-from pathloop.diffusion import Generator, NetworkConfig, make_unet
+from pathloop.diffusion import Generator, NetworkConfig, make_unet, pretrain
 from pathloop.smear import make_smear
-from pathloop.training import StopTraining
+from pathloop.training import StopTraining, TrainConfig
 from pathloop.watch import LiveView, MemorisationWatch, memorisation_figure, nearer_to_training
 
 TRAIN, OTHERS = make_smear(6, 16, seed=0), make_smear(6, 16, seed=1)
@@ -29,10 +32,41 @@ def test_watch_ends_only_after_its_patience(monkeypatch: pytest.MonkeyPatch) -> 
     unet = make_unet(NETWORK, len(TRAIN.classes))
     watch = MemorisationWatch(TRAIN, OTHERS, NETWORK, n=48, patience=2)
     monkeypatch.setattr(Generator, "sample", lambda self, labels, seeds, steps: TRAIN.images[: len(labels)])
-    assert watch(100, unet)["nearer_to_training"] == 1
+    watch.history.append(watch(100, unet))
+    assert watch.history[0]["nearer_to_training"] == 1
     with pytest.raises(StopTraining, match="100% of the generated images") as stopped:
         watch(200, unet)
     assert stopped.value.seen["nearer_to_training"] == 1
+
+
+def test_a_figure_of_nothing_but_copies_can_be_drawn() -> None:
+    import pandas as pd
+
+    for n in (48, 128, 200):
+        share, low, high = nearer_to_training(np.tile(TRAIN.images, (5, 1, 1, 1))[:n], TRAIN.images, OTHERS.images)
+        memorisation_figure(pd.DataFrame({"step": [1], "loss": [1.0], "nearer_to_training": [share], "nearer_low": [low], "nearer_high": [high]}))
+        assert share == 1
+
+
+def test_a_resumed_run_counts_the_looks_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Two looks above the limit end a run, also when it was cut between them."
+    settings = TrainConfig(steps=60, batch_size=4, precision="fp32", watch_every=20, checkpoint_every=20)
+    monkeypatch.setattr(Generator, "sample", lambda self, labels, seeds, steps: TRAIN.images[: len(labels)])
+
+    def cut(step: int, unet: torch.nn.Module) -> dict[str, float]:
+        if step == 40:
+            raise KeyboardInterrupt
+        return {}
+
+    def new() -> MemorisationWatch:
+        return MemorisationWatch(TRAIN, OTHERS, NETWORK, n=48, patience=2)
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(TRAIN, NETWORK, settings, tmp_path / "c.safetensors", device="cpu", watches=[cut, new()])
+    resumed = pretrain(TRAIN, NETWORK, settings, tmp_path / "c.safetensors", device="cpu", watches=[new()])
+    straight = pretrain(TRAIN, NETWORK, settings, device="cpu", watches=[new()])
+    assert list(resumed.history["step"]) == list(straight.history["step"]) == [20, 40]
+    assert resumed.history["loss"].equals(straight.history["loss"])
 
 
 def test_untrained_network_is_not_blamed_and_figure_needs_a_watch() -> None:

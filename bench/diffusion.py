@@ -2,7 +2,9 @@
 
     python bench/diffusion.py speed                                  # about 3 minutes on 2 cores
     python bench/diffusion.py quality --images ../shared/data/pbc64  # about 40 minutes on 2 cores
-    python bench/diffusion.py jitter --images ../shared/data/pbc64   # about 30 minutes: what a told change of stain does where images are few
+    python bench/diffusion.py jitter --images ../shared/data/pbc64   # an hour: what a told change of stain does where images are few
+    python bench/diffusion.py pretrain --images ../shared/data/pbc64 --work runs/pretrained  # 25 minutes: a whole pretraining, watched
+    python bench/diffusion.py speed --preset paper --images ../shared/data/pbc64             # what the issue asks of a GPU; the same for `pretrain`
 
 The example is diffusers' `examples/unconditional_image_generation/train_unconditional.py` with its defaults (AdamW, cosine
 schedule, EMA, a DDPM that predicts noise, single precision unless told otherwise), given the same class-conditional
@@ -13,8 +15,11 @@ import argparse
 import json
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -29,12 +34,13 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pathloop.data import CellImages, load_images, split_by_use
-from pathloop.diffusion import Generator, NetworkConfig, make_unet, pretrain
+from pathloop.data import CellImages, load_images, show_grid, split_by_use
+from pathloop.diffusion import PRESETS, Generator, NetworkConfig, make_unet, pretrain
 from pathloop.evaluate import fit_features, kernel_distance, nearest_training_check
 from pathloop.neighbours import precision_recall_density_coverage
 from pathloop.smear import make_smear
 from pathloop.training import TrainConfig
+from pathloop.watch import MemorisationWatch
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -143,16 +149,24 @@ def quality(real: CellImages, held_out: CellImages, network: NetworkConfig, batc
 
     table: dict[str, dict] = {"pathloop": {}, "example": {}}
     seconds: dict[str, float] = {}
+    by_steps: dict[int, dict] = {}
     kept: list = []
+
+    def paint(generator: Generator, calls: int) -> np.ndarray:
+        begin = time.perf_counter()
+        images = generator.sample(labels, range(len(labels)), steps=calls)
+        by_steps[calls] = {"seconds": (time.perf_counter() - begin) / len(labels) * 1024, "kernel_distance": measure(images)}
+        return images
 
     def look(step: int, unet: torch.nn.Module) -> dict[str, float]:
         if step in budgets:
             generator = Generator(unet, real.classes, network)  # type: ignore[arg-type]
-            begin = time.perf_counter()
-            images = generator.sample(labels, range(len(labels)), steps=18)
-            seconds["pathloop, dpm++ 18"] = (time.perf_counter() - begin) / len(labels) * 1024
-            table["pathloop"][step * batch] = measure(images)
-            kept.append(images)
+            images = paint(generator, 18)
+            table["pathloop"][step * batch] = by_steps[18]["kernel_distance"]
+            if step == budgets[-1]:
+                kept.append(images)
+                for calls in (5, 6, 8, 10, 12):
+                    paint(generator, calls)
             print("pathloop", step * batch, table["pathloop"][step * batch], flush=True)
         return {}
 
@@ -171,9 +185,16 @@ def quality(real: CellImages, held_out: CellImages, network: NetworkConfig, batc
     begin = time.perf_counter()
     slowly = example.sample(few, DDPMScheduler(num_train_timesteps=1000), 1000)
     seconds["example, DDPM 1000"] = (time.perf_counter() - begin) / slow * 1024
-    return {"kernel_distance": table, "example, DDPM 1000, last budget": measure(slowly), "pathloop, same n": measure(kept[-1][np.linspace(0, len(labels) - 1, slow).astype(int)]),
-            "seconds to 1,024 images": seconds, "ratio to DDPM 1000": seconds["example, DDPM 1000"] / seconds["pathloop, dpm++ 18"],
-            "ratio to DDIM 50": seconds["example, DDIM 50"] / seconds["pathloop, dpm++ 18"], "n": len(labels), "n of DDPM 1000": slow}
+    slow_distance = measure(slowly)
+
+    def ratio(to: str, distance: float) -> dict:
+        "The fewest calls whose images are no farther from the held-out reals, and how much sooner they are there."
+        enough = [calls for calls in sorted(by_steps) if by_steps[calls]["kernel_distance"][0] <= distance]
+        return {"calls": enough[0], "ratio": seconds[to] / by_steps[enough[0]]["seconds"]} if enough else {"calls": None, "ratio": None}
+
+    return {"kernel_distance": table, "example, DDPM 1000, last budget": slow_distance, "pathloop, same n": measure(kept[-1][np.linspace(0, len(labels) - 1, slow).astype(int)]),
+            "seconds to 1,024 images": seconds, "pathloop by calls, last budget": by_steps, "at equal distance, to DDPM 1000": ratio("example, DDPM 1000", slow_distance[0]),
+            "at equal distance, to DDIM 50": ratio("example, DDIM 50", table["example"][budgets[-1] * batch][0]), "n": len(labels), "n of DDPM 1000": slow}
 
 
 def jitter(real: CellImages, held_out: CellImages, network: NetworkConfig, batch: int, device: torch.device, steps: int, per_type: int, per_class: int, seeds: int) -> dict:
@@ -194,12 +215,32 @@ def jitter(real: CellImages, held_out: CellImages, network: NetworkConfig, batch
     return {"rows": rows, "training images": len(few), "steps": steps, "n": len(labels)}
 
 
+def whole(real: CellImages, held_out: CellImages, network: NetworkConfig, settings: TrainConfig, device: torch.device, work: Path, picture: Path) -> dict:
+    "One pretraining from start to end under a watch for memorisation, resumable; kept in `work`, and painted beside real cells."
+    watch = MemorisationWatch(real, held_out, network, n=200)
+    begin = time.perf_counter()
+    generator = pretrain(real, network, settings, work / "pretrain.safetensors", device.type, watches=[watch])
+    minutes = (time.perf_counter() - begin) / 60
+    if not (work / "generator").exists():
+        generator.save_pretrained(work / "generator")
+    history, features = generator.history, fit_features(real.images, real.labels, len(real.classes), seed=0)
+    labels, reals = np.repeat(np.arange(len(real.classes)), 48), features(held_out.images)
+    images = generator.sample(labels, range(len(labels)), steps=18)
+    near = precision_recall_density_coverage(reals, features(images), real_labels=held_out.labels, synthetic_labels=labels)
+    rows = [part.images[part.labels == k][:5] for k in range(len(real.classes)) for part in (held_out, CellImages(images, labels, real.classes))]
+    show_grid(np.concatenate(rows), columns=10, scale=0.6, titles=[f"{real.classes[i // 10]}: {'real' if i % 10 == 0 else 'painted'}" if i % 5 == 0 else "" for i in range(10 * len(real.classes))]
+              ).savefig(picture, dpi=80, pil_kwargs={"quality": 80})
+    return {"minutes": minutes, "steps": int(history["step"].iloc[-1]), "training images": len(real), "images_per_second": float(history["images_per_second"].median()), "parameters": sum(p.numel() for p in generator.unet.parameters()),
+            "kernel_distance": kernel_distance(reals, features(images)), "precision": near["precision"], "coverage": near["coverage"], "copies": nearest_training_check(real.images, held_out.images, images).pixels, "n": len(labels),
+            "looks": history.dropna(subset="nearer_to_training")[["step", "nearer_to_training", "nearer_low", "nearer_high"]].to_dict("records"), "loss": history.dropna(subset="loss")[["step", "loss"]].iloc[::5].round(4).to_dict("records")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "quality", "jitter"])
+    parser.add_argument("what", choices=["speed", "quality", "jitter", "pretrain"])
     parser.add_argument("--images", default="smear", help="a folder that load_images reads, with a column 'use'; or 'smear'")
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--preset", choices=[name for name, (network, _) in PRESETS.items() if not network.latent], default="tiny", help="network, batch and pretraining")
+    parser.add_argument("--work", type=Path, help="of pretrain: where checkpoint and generator are kept")
     parser.add_argument("--steps", type=int, default=40, help="of each round of speed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budgets", type=int, nargs="+", default=[300, 600, 1200], help="updates at which quality is measured")
@@ -209,19 +250,24 @@ def main() -> None:
     parser.add_argument("--slow", type=int, default=256, help="images sampled with 1,000 steps")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    real, held_out = real_images(given.images, given.size)
-    network = NetworkConfig(size=given.size)
-    if given.what == "speed":
-        found = speed(real, network, given.batch, device, given.steps, given.rounds)
-    elif given.what == "jitter":
-        found = jitter(real, held_out, network, given.batch, device, given.budgets[-1], given.per_type, given.per_class, given.seeds)
-    else:
-        found = quality(real, held_out, network, given.batch, device, given.budgets, given.per_class, given.slow)
-    source = given.images if given.images == "smear" else Path(given.images).name
-    found |= {"date": date.today().isoformat(), "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-              "torch": torch.__version__, "images": source, "size": given.size, "batch": given.batch, "command": f"python bench/diffusion.py {given.what} --images {source}"}
+    network, training = PRESETS[given.preset]
+    batch = training.batch_size
+    real, held_out = real_images(given.images, network.size)
+    name = "-".join(["diffusion", given.what, Path(given.images).name] + [given.preset] * (given.preset != "tiny") + ["cuda"] * (device.type == "cuda"))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"diffusion-{given.what}-{source}.json").write_text(json.dumps(found, indent=1) + "\n")
+    if given.what == "speed":
+        found = speed(real, network, batch, device, given.steps, given.rounds)
+    elif given.what == "jitter":
+        found = jitter(real, held_out, network, batch, device, given.budgets[-1], given.per_type, given.per_class, given.seeds)
+    elif given.what == "pretrain":
+        if not given.work:
+            parser.error("--work must name a folder where checkpoint and generator are kept")
+        found = whole(real, held_out, network, replace(training, compile=device.type == "cuda"), device, given.work, RESULTS / f"{name}.jpg")
+    else:
+        found = quality(real, held_out, network, batch, device, given.budgets, given.per_class, given.slow)
+    found |= {"date": date.today().isoformat(), "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+              "torch": torch.__version__, "preset": given.preset, "batch": batch, "command": " ".join(["python bench/diffusion.py", *map(shlex.quote, sys.argv[1:])])}
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 

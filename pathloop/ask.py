@@ -46,13 +46,14 @@ def _k_centre(features: np.ndarray, asked: np.ndarray, free: np.ndarray, n: int,
     return np.array(chosen, int)
 
 
-def _effect(features: np.ndarray, labels: np.ndarray, p: np.ndarray, free: np.ndarray, n: int) -> np.ndarray:
-    "Greedily the free image whose answer should move the most weight in the pool."
-    square = _distances(features[free], features)
-    width = np.median(np.partition(square, 10, axis=1)[:, 10]) if square.shape[1] > 10 else np.median(square)
-    alike = np.exp(-square / max(width, 1e-9)) * (labels[free][:, None] == labels[None])
+def _effect(features: np.ndarray, labels: np.ndarray, p: np.ndarray, asked: np.ndarray, free: np.ndarray, n: int) -> np.ndarray:
+    "Greedily the free image whose answer should move the most weight in the pool, beyond what the judged ones move already."
+    square = _distances(features, features)
+    width = np.median(np.partition(square[free], 10, axis=1)[:, 10]) if square.shape[1] > 10 else np.median(square)
+    near = np.exp(-square / max(width, 1e-9)) * (labels[:, None] == labels[None])
+    alike = near[free]
     chosen: list[int] = []
-    left, doubt = np.ones(len(features)), p[free] * (1 - p[free])
+    left, doubt = (1 - near[asked]).prod(0), p[free] * (1 - p[free])
     for _ in range(n):
         gain = doubt * (alike @ left)
         gain[chosen] = -1
@@ -66,12 +67,13 @@ def ask_next(
     labels: np.ndarray, # The class each is shown as, int (n,)
     n: int, # How many to ask about, at most as many as are not judged yet
     rule: str = "stratified", # One of `RULES`
-    asked: Sequence[int] | np.ndarray = (), # Indices that are judged already, or will be
+    asked: Sequence[int] | np.ndarray = (), # Indices, or a bool mask (n,), of what is judged already, or will be
     model: RewardModel | None = None, # Fitted on what is judged so far; 'random' and 'stratified' need none
     seed: int = 0, # Of chance
 ) -> np.ndarray: # Indices int (n,) into the pool, in the order in which to ask
     "Which images to have judged next. Raises `ValueError` on an unknown rule, too few free images, or a missing model."
-    images, asked = check_images(images), np.asarray(asked, int)
+    images, asked = check_images(images), np.asarray(asked)
+    asked = np.flatnonzero(asked) if asked.dtype == bool else asked.astype(int) # A mask is understood too
     labels = check_labels(labels, int(np.max(labels, initial=0)) + 1, len(images))
     if rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}; got {rule!r}")
@@ -91,4 +93,4 @@ def ask_next(
         return free[np.abs(model.score(images[free], labels[free]) - 0.5).argsort(kind="stable")[:n]]
     if rule == "disagreement":
         return free[(-model.spread(images[free], labels[free])).argsort(kind="stable")[:n]]
-    return _effect(model.features(images, labels), labels, model.score(images, labels), free, n)
+    return _effect(model.features(images, labels), labels, model.score(images, labels), asked, free, n)

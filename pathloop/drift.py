@@ -9,7 +9,7 @@ __all__ = ['drift_row', 'relabel_request']
 import numpy as np
 import pandas as pd
 
-from .reward import calibration_error, score_metrics
+from .reward import as_answers, calibration_error, score_metrics
 
 # %% ../nbs/08c_drift.ipynb #c006
 def drift_row(
@@ -18,8 +18,8 @@ def drift_row(
     truth: np.ndarray, # 1 = found plausible, 0 = implausible, (n,)
     seed: int = 0, # Of the resampling
 ) -> dict[str, float | str | int]: # round, n, mean score, share plausible, gap, its p-value, ece, its limit, auroc and interval
-    "What fresh verdicts say of a score. Raises `ValueError` on unequal lengths or under 10 images."
-    score, truth = np.asarray(score, float), np.asarray(truth, int)
+    "What fresh verdicts say of a score; an AUROC where there are eight of both. Raises `ValueError` on unequal lengths, under 10 images, or shares for truth."
+    score, truth = np.asarray(score, float), as_answers(truth)
     if len(score) != len(truth) or len(score) < 10:
         raise ValueError(f"score and truth must have one entry for each of at least 10 images; got {len(score)} and {len(truth)}. Judge more fresh images")
     draws = (np.random.default_rng(seed).random((2000, len(score))) < score).astype(int)
@@ -28,7 +28,7 @@ def drift_row(
     limit = np.quantile([calibration_error(score, drawn) for drawn in draws[:300]], 0.95)
     row: dict[str, float | str | int] = {"round": round_name, "n": len(score), "mean score": float(score.mean()), "plausible": float(truth.mean()), "gap": gap,
            "p": float((1 + by_chance.sum()) / (1 + len(draws))), "ece": calibration_error(score, truth), "ece limit": float(limit)}
-    if 0 < truth.sum() < len(truth):
+    if min(truth.sum(), len(truth) - truth.sum()) >= 8: # Of a few, chance alone makes any AUROC
         auroc = score_metrics(score, truth, seed, 200)["auroc"]
         row |= {"auroc": auroc["value"], "auroc low": auroc["low"], "auroc high": auroc["high"]}
     return row

@@ -17,7 +17,7 @@ from PIL import Image
 
 from .core import check_labels
 from .data import Picture, from_uint8, to_uint8
-from .reward import RewardModel
+from .reward import RewardModel, picture_hashes
 
 # %% ../nbs/08b_explain.ipynb #c007
 def occlusion_map(
@@ -31,12 +31,13 @@ def occlusion_map(
     if image.shape != (3, model.size, model.size) or not 1 <= step <= cover <= model.size:
         raise ValueError(f"image must have shape (3, {model.size}, {model.size}) and step, cover rise from 1 to {model.size}; got {image.shape}, {step}, {cover}")
     ground = np.percentile(image.reshape(3, -1), 90, axis=1)[:, None, None]
-    starts = [(row, column) for row in range(0, model.size - cover + 1, step) for column in range(0, model.size - cover + 1, step)]
+    places = sorted({*range(0, model.size - cover + 1, step), model.size - cover}) # To the very edge
+    starts = [(row, column) for row in places for column in places]
     covered = np.repeat(image[None], 1 + len(starts), axis=0)
     for k, (row, column) in enumerate(starts, start=1):
         covered[k, :, row:row + cover, column:column + cover] = ground
     labels = check_labels(np.full(len(covered), label), len(model.classes), len(covered))
-    scores = model.criteria_scores(covered, labels).assign(verdict=model.score(covered, labels))
+    scores = model.criteria_scores(covered, labels, agree=False).assign(verdict=model.score(covered, labels)) # Each head's own word: raised to the verdict, its map would be the verdict's
     maps, counts = {name: np.zeros((model.size, model.size)) for name in ["verdict", *model.criteria]}, np.zeros((model.size, model.size))
     for k, (row, column) in enumerate(starts, start=1):
         counts[row:row + cover, column:column + cover] += 1
@@ -114,7 +115,8 @@ class RewardExplainer:
     ) -> None:
         if not len(judged) == len(labels) == len(verdicts):
             raise ValueError(f"judged, labels and verdicts must be equally long; got {len(judged)}, {len(labels)} and {len(verdicts)}")
-        self.model, self.judged, self.labels, self.verdicts, self.neighbours = model, judged, np.asarray(labels), np.asarray(verdicts), neighbours
+        self.model, self.judged, self.labels, self.verdicts, self.neighbours = model, judged, np.asarray(labels), np.asarray(verdicts).astype(str), neighbours
+        self._names = np.array(picture_hashes(judged)) if len(judged) else np.array([], str)
 
     def __call__(
         self,
@@ -131,8 +133,11 @@ class RewardExplainer:
         top = max(0.05, *(float(np.abs(values).max()) for values in maps.values()))
         each = {"verdict": score} | {name: float(said[name].iloc[0]) for name in model.criteria}
         shown = "".join(_inline(_heat(pixels, maps[name], top), f"{name.replace('_', ' ')} {p:.0%}") for name, p in each.items())
-        beside = nearest_judged(model, image[None], np.array([label]), self.judged, self.labels, self.verdicts, self.neighbours)
-        alike = "".join(_inline(to_uint8(self.judged[[row.judged]])[0], row.verdict) for row in beside.itertuples())
+        (own,) = picture_hashes(image[None])
+        others = self._names != own # The image itself may have been judged: it is no neighbour
+        beside = nearest_judged(model, image[None], np.array([label]), self.judged[others], self.labels[others], self.verdicts[others], self.neighbours)
+        alike = "".join(_inline(to_uint8(self.judged[others][[row.judged]])[0], row.verdict) for row in beside.itertuples())
+        known = " It was fitted on this image, so this is a memory as much as a judgement." if own[:16] in model.settings["fitted_on"] else ""
         return (f'<section class="pathloop-explain"><p><b>The reward model: {score:.0%} plausible</b>, networks differ by {spread:.2f}. '
-                f"Red parts speak for a criterion, blue parts against it.</p><div>{shown}</div>"
+                f"Red parts speak for a criterion, blue parts against it.{known}</p><div>{shown}</div>"
                 f"<p>Judged images of this type that it finds most alike:</p><div>{alike or 'none'}</div></section>")

@@ -27,6 +27,7 @@ from .checklist import Checklist, generic_checklist, load_checklist
 from .core import Config, atomic_folder, file_hash, image_hashes, read_json, write_json
 from .data import CellImages, drop_small_classes, from_uint8, load_images, split_by_use, to_uint8
 from .diffusion import Generator, NetworkConfig, Pool, pretrain, sample_pool
+from .drift import drift_row, relabel_request
 from .evaluate import Arm, Report, evaluate, fit_features
 from .explain import RewardExplainer
 from .feedback import FeedbackStore, consensus
@@ -39,6 +40,7 @@ from .pathologist import Judge, SimulatedPathologist, fit_judge, fit_pathologist
 from .reward import RewardModel, fit_reward
 from .smear import make_smear
 from .training import TrainConfig
+from .watch import MemorisationWatch
 
 # %% ../nbs/12_loop.ipynb #c006
 STUDY_METHODS = {name: about for name, about in METHODS.items() if name != "real-only"} | {
@@ -57,6 +59,9 @@ class StudyConfig(Config):
     smear_per_class: int = 128 # Training smears of each type; the paper had 128 real images of each
     generator: str = "" # A saved generator, or the name of a shipped one ("smear-32"); empty pretrains
     pretrain_steps: int = 4200 # Updates of pretraining
+    pretrain_batch: int = 64 # Images per update of pretraining
+    pretrain_rate: float = 1.5e-3 # Peak of its learning rate
+    jitter: float = 0.0 # Change the stain in pretraining by about this much and tell the network, as `pretrain` does; 0 does not
     channels: tuple[int, ...] = (48, 96, 96) # Width of the network's levels
     checklist: str = "peripheral-blood" # A packaged checklist or a YAML file
     feedback: str = "simulated" # Who judges: "simulated" or "human"
@@ -78,7 +83,7 @@ class StudyConfig(Config):
             raise ValueError(f"feedback must be 'simulated' or 'human'; got {self.feedback!r}")
         if self.method not in STUDY_METHODS:
             raise ValueError(f"method must be one of {list(STUDY_METHODS)}; got {self.method!r}")
-        for name in ("size", "rounds", "pool_per_class", "labels", "evaluate_per_class", "pretrain_steps", "finetune_steps"):
+        for name in ("size", "rounds", "pool_per_class", "labels", "evaluate_per_class", "pretrain_steps", "pretrain_batch", "finetune_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
 
@@ -311,6 +316,11 @@ class Study:
         images, labels, _, reviews = _judged(self, made[-1])
         return RewardExplainer(self.reward_model, images, labels, reviews["verdict"])
 
+    def drift(self) -> pd.DataFrame: # A row per round from the second on: round, n, mean score, plausible, gap, p, ece, ece limit, auroc with interval, request
+        "How the reward of each round fared on the next round's judged images, and whether new labels are asked for. Empty before the second round."
+        cards = [self.card(f"rewards/round-{r}")["results"].get("drift") for r in range(2, self.config.rounds + 1) if (self.folder / f"rewards/round-{r}").exists()]
+        return pd.DataFrame([row for row in cards if row])
+
     def status(self) -> pd.DataFrame: # A row per folder that was made: when and how long it took
         "What is done so far."
         cards = [read_json(path) for path in self.folder.glob("**/card.json") if not any(part.startswith(".") for part in path.relative_to(self.folder).parts)]
@@ -418,7 +428,7 @@ def _judges(study: Study) -> None:
 
 def _pretrain(study: Study) -> None:
     config = study.config
-    settings = {name: getattr(config, name) for name in ("generator", "pretrain_steps", "channels", "seed")} | {"channels": list(config.channels)}
+    settings = {name: getattr(config, name) for name in ("generator", "pretrain_steps", "pretrain_batch", "pretrain_rate", "jitter", "channels", "seed")} | {"channels": list(config.channels)}
 
     def make(place: Path) -> dict[str, Any]:
         train = study.real("train")
@@ -429,8 +439,11 @@ def _pretrain(study: Study) -> None:
         else:
             checkpoint = study.folder / "work" / "pretrain.safetensors"
             checkpoint.parent.mkdir(exist_ok=True)
-            training = TrainConfig(steps=config.pretrain_steps, seed=config.seed)
-            generator = pretrain(train, NetworkConfig(size=config.size, channels=config.channels), training, checkpoint)
+            network = NetworkConfig(size=config.size, channels=config.channels)
+            training = TrainConfig(steps=config.pretrain_steps, batch_size=config.pretrain_batch, learning_rate=config.pretrain_rate, seed=config.seed)
+            held_out = study.real("judge")
+            watches = [MemorisationWatch(train, held_out, network)] if config.pretrain_steps >= 1000 and min(len(train), len(held_out)) >= 50 else []
+            generator = pretrain(train, network, training, checkpoint, watches=watches, jitter=config.jitter)
             checkpoint.unlink(missing_ok=True)
         _keep(generator, place)
         return {"id": generator.id}
@@ -499,13 +512,29 @@ def _reward(study: Study, round: int) -> None:
         model.save(place / "model")
         table = model.weights_table(pool.images, pool.labels, pool.seeds)
         table.to_csv(place / "weights.csv", index=False)
-        return {"report": model.report, "mean_weight": float(table["p_plausible"].mean())}
+        return {"report": model.report, "mean_weight": float(table["p_plausible"].mean()), "drift": _drift(study, round, start)}
 
     inputs = [*[f"feedback/round-{r}" for r in range(1, round + 1)], *([f"rewards/round-{round - 1}"] if round > 1 else []), "real"]
     results = _step(study.folder, f"rewards/round-{round}", settings, inputs, make)["results"]
     report = results["report"]
     value = report["auroc"]
     study.say(f"  held-out AUROC {value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}] on {report['n']} judged images; mean weight {results['mean_weight']:.2f}")
+    rows = study.drift()
+    if round > 1 and len(rows) and rows.iloc[-1]["request"]:
+        study.say(f"  the reward of round {round - 1} no longer fits: {rows.iloc[-1]['request']}")
+
+
+def _drift(study: Study, round: int, earlier: RewardModel | None) -> dict[str, Any] | None:
+    "How the reward of the round before fares on the images that were newly judged, before it learns from them. None in round 1, or with under ten sure verdicts."
+    if earlier is None:
+        return None
+    pool, index = study.pool(f"round-{round}"), study.asked(round)
+    said = pd.read_csv(study.folder / f"feedback/round-{round}/verdicts.csv", index_col="image").loc[image_hashes(pool.images[index]), "verdict"].to_numpy()
+    sure = np.isin(said, ("plausible", "implausible"))
+    if sure.sum() < 10:
+        return None
+    row = drift_row(f"round {round}", earlier.score(pool.images[index][sure], pool.labels[index][sure]), (said[sure] == "plausible").astype(int))
+    return row | {"request": relabel_request(pd.DataFrame([row]))}
 
 # %% ../nbs/12_loop.ipynb #c022
 def _finetune(study: Study, round: int) -> None:
@@ -537,7 +566,13 @@ def _checkpoint(study: Study, name: str) -> Path:
 
 
 def _weights(study: Study, round: int) -> np.ndarray:
-    return pd.read_csv(study.folder / f"rewards/round-{round}/weights.csv")["p_plausible"].to_numpy()
+    "Of the pool's images, in their order, whatever the order in the file, which people may replace by their own."
+    path = study.folder / f"rewards/round-{round}/weights.csv"
+    table, hashes = pd.read_csv(path).drop_duplicates("image").set_index("image")["p_plausible"], image_hashes(study.pool(f"round-{round}").images)
+    missing = [name for name in hashes if name not in table.index or not 0 <= table[name] <= 1]
+    if missing:
+        raise ValueError(f"weights must hold a p_plausible from 0 to 1 for every image of the pool; {path} lacks {len(missing)} of {len(hashes)}, {missing[0][:12]}… first")
+    return table.loc[hashes].to_numpy()
 
 
 def _control(study: Study, settings: FinetuneConfig, place: Path) -> dict[str, Any]:
@@ -659,12 +694,12 @@ def _story(study: Study) -> str:
     said = pd.DataFrame([study.card(f"feedback/round-{r}")["results"]["verdicts"] for r in rounds]).sum().astype(int)
     reward = study.card(f"rewards/round-{rounds[-1]}")["results"]["report"]
     auroc, brier, painted = reward["auroc"], reward["brier"], sum(len(study.pool(f"round-{r}")) for r in rounds)
-    ended = study.stopped(config.rounds)
+    ended, asked = study.stopped(config.rounds), [text for text in study.drift().get("request", []) if text]
     return (f"A generator of {len(study.real('train').classes)} types of blood cell, pretrained on {len(study.real('train'))} images "
             f"({config.images}), painted {painted} cells{f' in {len(rounds)} rounds' if len(rounds) > 1 else ''}. {said.sum()} of them were judged against a clinical checklist "
             f"({config.feedback} pathologist: {', '.join(f'{n} {v}' for v, n in said.items())}). A reward model learned these verdicts for the finetuning "
             f"({config.method}: {STUDY_METHODS[config.method]}): on {reward['n']} verdicts that it had not seen, its AUROC is {auroc['value']:.2f} [{auroc['low']:.2f}, {auroc['high']:.2f}], and its "
-            f"Brier score {brier['value']:.3f}, where the share of plausible images alone scores {brier['reference']:.3f}. {f'The guard ended the finetuning: {ended}. ' if ended else ''}"
+            f"Brier score {brier['value']:.3f}, where the share of plausible images alone scores {brier['reference']:.3f}. {f'The guard ended the finetuning: {ended}. ' if ended else ''}{' '.join(asked) + ' ' if asked else ''}"
             f"Everything below is measured on fresh seeds, by a judge whose verdicts trained nothing; on other seeds it chose the guidance and guarded the finetuning.")
 
 

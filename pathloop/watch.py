@@ -75,15 +75,22 @@ class MemorisationWatch:
     history: list[dict[str, float]] = field(default_factory=list, init=False) # The training's, which gives it; so a resumed run counts on
 
     def __call__(self, step: int, unet: nn.Module) -> dict[str, float]: # Columns of the history
-        "Look. Raises `StopTraining`, with what it saw, when the limit is passed."
+        "Look. Raises `StopTraining`, with what it saw, when the limit is passed by images that look like the real ones."
         generator = Generator(unet, self.train.classes, self.network, codec=self.codec)
         images = generator.sample(np.arange(self.n) % len(self.train.classes), range(self.n), steps=self.steps)
         share, low, high = nearer_to_training(images, self.train.images, self.held_out.images)
         seen = {"nearer_to_training": share, "nearer_low": low, "nearer_high": high}
+        if self._unlike(images):
+            return seen
         before = [row["nearer_low"] for row in self.history if "nearer_low" in row]
         if all(value > self.limit for value in [low, *before[::-1][: self.patience - 1]]) and len(before) + 1 >= self.patience:
             raise StopTraining(f"{share:.0%} of the generated images [{low:.0%}, {high:.0%}] are nearer to a training image than to a held-out one", seen)
         return seen
+
+    def _unlike(self, images: np.ndarray) -> bool:
+        "Whether the images are still farther from every real one than real ones are from each other: a few real ones are then nearest to all, and the share says nothing."
+        held_out = self.held_out.images[: self.n]
+        return bool(np.median(_nearest(images, self.train.images)) > 2 * np.median(_nearest(held_out, self.train.images)))
 
 
 def memorisation_figure(

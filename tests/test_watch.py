@@ -39,6 +39,15 @@ def test_watch_ends_only_after_its_patience(monkeypatch: pytest.MonkeyPatch) -> 
     assert stopped.value.seen["nearer_to_training"] == 1
 
 
+def test_noise_is_not_blamed_for_the_real_image_that_is_nearest_to_all_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).uniform(-1, 1, (48, 3, 16, 16)).astype(np.float32)
+    monkeypatch.setattr(Generator, "sample", lambda self, labels, seeds, steps: noise)
+    unet, shares = make_unet(NETWORK, len(TRAIN.classes)), []
+    for train, others in ((TRAIN, OTHERS), (OTHERS, TRAIN)): # One of the two holds the image that is nearest
+        shares.append(MemorisationWatch(train, others, NETWORK, n=48)(500, unet)["nearer_low"])
+    assert max(shares) > 0.6
+
+
 def test_a_figure_of_nothing_but_copies_can_be_drawn() -> None:
     import pandas as pd
 

@@ -575,21 +575,25 @@ def _calibrated(calibration: Any, logits: np.ndarray) -> np.ndarray:
     return _sigmoid(calibration[0] * logits + calibration[1])
 
 # %% ../nbs/08_reward.ipynb #c031
+def _grouped(score: np.ndarray, truth: np.ndarray, bins: int) -> list[tuple[int, float, float]]:
+    "How many, mean score and share of each group; where scores tie, the order of the images does not count."
+    _, same = np.unique(score, return_inverse=True)
+    shares = (np.bincount(same, truth) / np.bincount(same))[same]
+    groups = np.array_split(np.argsort(score, kind="stable"), max(1, min(bins, len(score) // 10)))
+    return [(len(group), float(np.mean(score[group])), float(shares[group].mean())) for group in groups]
+
+
 def reliability_table(
     score: np.ndarray, # p(plausible), (n,)
     truth: np.ndarray, # 1 = plausible, 0 = implausible, (n,)
     bins: int = 8, # Groups of equal size; fewer when there are under 10 images for each
 ) -> pd.DataFrame: # A row per group: n, mean predicted, observed share, Wilson 95 % interval
     "Predicted probability against observed share, in groups of equal size."
-    _, same = np.unique(score, return_inverse=True)
-    truth = (np.bincount(same, truth) / np.bincount(same))[same] # Where scores tie, the order of the images must not count
-    groups = np.array_split(np.argsort(score, kind="stable"), max(1, min(bins, len(score) // 10)))
-    rows = []
-    for group in groups:
-        n, share, z = len(group), float(truth[group].mean()), 1.959964
+    rows, z = [], 1.959964
+    for n, predicted, share in _grouped(score, truth, bins):
         middle = (share + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-        rows.append({"n": n, "predicted": float(score[group].mean()), "observed": share,
+        rows.append({"n": n, "predicted": predicted, "observed": share,
                      "low": max(0.0, middle - half), "high": min(1.0, middle + half)})
     return pd.DataFrame(rows)
 
@@ -600,8 +604,8 @@ def calibration_error(
     bins: int = 8, # As in `reliability_table`
 ) -> float: # 0 is best
     "Expected calibration error over groups of equal size (Naeini et al. 2015)."
-    table = reliability_table(score, truth, bins)
-    return float((table.n * (table.predicted - table.observed).abs()).sum() / table.n.sum())
+    groups = _grouped(score, truth, bins)
+    return sum(n * abs(predicted - share) for n, predicted, share in groups) / sum(n for n, _, _ in groups)
 
 # %% ../nbs/08_reward.ipynb #c032
 _METRICS = {

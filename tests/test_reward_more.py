@@ -4,18 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from test_reward import CLASSES, SMALL, coloured, judged
 
 from pathloop.ask import RULES, ask_next
-from pathloop.core import image_hashes
-from pathloop.data import CellImages
+from pathloop.core import image_hashes, read_json, write_json
+from pathloop.data import CellImages, to_uint8
 from pathloop.drift import drift_row, relabel_request
-from pathloop.explain import nearest_judged, occlusion_map
+from pathloop.explain import RewardExplainer, nearest_judged, occlusion_map
 from pathloop.reward import (
     RIDGES,
     RewardModel,
     _choose_ridge,
+    _groups,
     _ridge,
+    calibration_error,
     disagreement_loss,
     evaluate_reward,
     fit_isotonic,
@@ -23,6 +26,7 @@ from pathloop.reward import (
     fit_reward,
     picture_hashes,
     rater_error,
+    score_metrics,
     soft_reviews,
     stage_neighbours,
     wrong_labels,
@@ -107,6 +111,77 @@ def test_a_criterion_that_nobody_answered_does_not_bind_the_verdict(real: CellIm
     assert np.allclose(plain.score(fresh, labels), more.score(fresh, labels), atol=0.05) # The rest is chance: one more head was drawn
 
 
+@pytest.mark.parametrize("kind", ["only failures asked", "one failure", "overruled"])
+def test_a_criterion_binds_only_where_its_answers_show_it(real: CellImages, kind: str) -> None:
+    images, shown, reviews = judged(160, 2)
+    answers = np.full(160, "yes", object)
+    if kind == "only failures asked": # Column asked of the rejected alone: 'no' is all that it ever heard
+        answers = np.where(reviews["verdict"] == "implausible", "no", "unsure").astype(object)
+    elif kind == "one failure":
+        answers[7] = "no"
+    else: # Said 'no' of half of all, whatever the verdict
+        answers[::2] = "no"
+    model = fit_reward(images, shown, reviews.assign(size=answers), real, seed=3, **SMALL)
+    assert not any(net.binds[1 + model.criteria.index("size")] for net in model.nets)
+    fresh, labels, truth = judged(200, 5)
+    sure = (truth["verdict"] != "unsure").to_numpy()
+    assert roc_auc_score(truth["verdict"][sure] == "plausible", model.score(fresh, labels)[sure]) > 0.97
+
+
+def test_calibration_error_does_not_depend_on_the_order_of_tied_scores() -> None:
+    truth = np.repeat([0, 1], 100)
+    shuffled = np.random.default_rng(0).permutation(truth)
+    assert calibration_error(np.full(200, 0.5), truth) == calibration_error(np.full(200, 0.5), shuffled) == 0
+
+
+def test_shares_of_raters_are_refused_as_truth() -> None:
+    shares = np.tile([2 / 3, 1.0, 0.0], 20)
+    for call in (lambda: score_metrics(np.full(60, 0.6), shares), lambda: drift_row("r", np.full(60, 0.6), shares), lambda: fit_platt(np.zeros((2, 60)), shares)):
+        with pytest.raises(ValueError, match="truth must hold 0 and 1 only; got .0.666"):
+            call()
+
+
+@pytest.mark.parametrize("error", [0.03, 0.08])
+def test_the_interval_of_the_calibration_error_holds_it(error: float) -> None:
+    "Scores that are too high by a known amount: 60 draws of 200 images, at most 6 of which may miss it."
+    rng, held = np.random.default_rng(1), 0
+    for draw in range(60):
+        right = rng.uniform(0.1, 0.9, 200)
+        metrics = score_metrics(right + error, (rng.random(200) < right).astype(int), draw, 60)["ece"]
+        held += metrics["low"] <= error <= metrics["high"]
+    assert held >= 54
+
+
+def test_images_bound_by_seed_and_picture_are_one_group() -> None:
+    a, b = np.random.default_rng(0).uniform(-1, 1, (2, 3, 8, 8)).astype(np.float32)
+    groups = _groups(np.stack([a, b, b[:, :, ::-1], a + 0.1]), np.array([1, 2, 1, 9]))
+    assert groups[0] == groups[1] == groups[2] != groups[3]
+
+
+def test_an_older_saved_reward_is_refused_with_the_reason(model: RewardModel, tmp_path) -> None:
+    model.save(tmp_path / "reward")
+    card = read_json(tmp_path / "reward" / "reward.json")
+    write_json(tmp_path / "reward" / "reward.json", {key: value for key, value in card.items() if key != "format"})
+    with pytest.raises(ValueError, match="format 2; .* has 1, in which the criteria did not bind"):
+        RewardModel.load(tmp_path / "reward")
+
+
+def test_a_mask_of_what_is_judged_is_understood() -> None:
+    images, labels = coloured(20, 3)
+    mask = np.arange(20) < 15
+    assert set(ask_next(images, labels, 5, "random", mask)) == set(range(15, 20))
+
+
+def test_the_explainer_shows_other_images_and_says_what_it_remembers(model: RewardModel) -> None:
+    images, shown, reviews = judged(120, 2) # What the model was fitted on
+    explainer = RewardExplainer(model, images[:6], shown[:6], reviews["verdict"][:6], neighbours=6)
+    others = int((shown[:6] == shown[0]).sum()) - 1
+    page = explainer(to_uint8(images[:1])[0], CLASSES[shown[0]])
+    assert "fitted on this image" in page and page.count("<figure>") == 1 + len(model.criteria) + others
+    fresh = explainer(to_uint8(coloured(1, 77)[0])[0], CLASSES[shown[0]])
+    assert "fitted on this image" not in fresh and fresh.count("<figure>") == 1 + len(model.criteria) + others + 1
+
+
 def test_turned_copies_and_images_of_a_seed_are_one(real: CellImages) -> None:
     images, shown, reviews = judged(40, 2)
     assert picture_hashes(np.rot90(images[..., ::-1], 1, (2, 3))) == picture_hashes(images)
@@ -114,6 +189,18 @@ def test_turned_copies_and_images_of_a_seed_are_one(real: CellImages) -> None:
     from pathloop.reward import _groups
 
     assert len(set(_groups(images, np.repeat(np.arange(20), 2)))) == 20
+
+
+def test_fresh_evaluation_refuses_misfitting_reviews_and_real_training_images(model: RewardModel, real: CellImages) -> None:
+    images, shown, reviews = judged(40, 8)
+    with pytest.raises(ValueError, match="one row per image"):
+        evaluate_reward(model, images, shown, reviews[:30])
+    with pytest.raises(ValueError, match="in another order"):
+        evaluate_reward(model, images, shown, reviews.set_axis(image_hashes(images)).iloc[::-1])
+    with pytest.raises(ValueError, match="seeds must have one entry per image"):
+        evaluate_reward(model, images, shown, reviews, seeds=np.arange(3))
+    with pytest.raises(ValueError, match="40 of 40 are images it was fitted on"):
+        evaluate_reward(model, real.images[:40], real.labels[:40], reviews)
 
 
 def test_fresh_evaluation_refuses_what_it_was_fitted_on(model: RewardModel) -> None:

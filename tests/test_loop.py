@@ -23,6 +23,7 @@ from pathloop.loop import (
     NeedsFeedback,
     Study,
     StudyConfig,
+    _weights,
     open_cells,
     read_config,
     save_cells,
@@ -30,6 +31,7 @@ from pathloop.loop import (
     study_arms,
     write_config,
 )
+from pathloop.reward import RewardModel
 from pathloop.smear import make_smear
 
 COMMAND = [sys.executable, "-c", "from pathloop.cli import main; main()"]
@@ -79,6 +81,24 @@ def test_weights_are_probabilities_of_plausible_with_their_identity(finished: St
     assert len(table) == len(finished.pool()) and table["p_plausible"].between(0, 1).all()
     model, pool = finished.reward_model, finished.pool()
     np.testing.assert_allclose(table["p_plausible"], model.score(pool.images, pool.labels), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_weights_may_be_sorted_or_replaced_but_not_be_missing(finished: Study) -> None:
+    path = finished.folder / "rewards/round-1/weights.csv"
+    original, before = path.read_text(), _weights(finished, 1)
+    try:
+        table = pd.read_csv(path)
+        table.sort_values("p_plausible").to_csv(path, index=False)
+        np.testing.assert_array_equal(_weights(finished, 1), before)
+        table.iloc[3:].to_csv(path, index=False)
+        with pytest.raises(ValueError, match=f"lacks 3 of {len(table)}, {table['image'][0][:12]}"):
+            _weights(finished, 1)
+        table.assign(p_plausible=1.5).to_csv(path, index=False)
+        with pytest.raises(ValueError, match="p_plausible from 0 to 1"):
+            _weights(finished, 1)
+    finally:
+        path.write_text(original)
 
 
 @pytest.mark.slow
@@ -168,6 +188,13 @@ def test_two_rounds_share_the_labels_and_a_guarded_end_leaves_out_the_second(tmp
     assert len(study.asked(2)) == 48 and not set(study.pool("round-1").seeds) & set(study.pool("round-2").seeds)
     assert study.pool("round-2").generator_id == study.generator("kto-round-1").id != study.generator("kto").id
     assert study.card("rewards/round-2")["results"]["report"]["counts"]["judged"] == 97
+    (row,) = study.drift().to_dict("records") # The first reward on the second round's images, before it learned from them
+    pool, index, first = study.pool("round-2"), study.asked(2), RewardModel.load(study.folder / "rewards/round-1/model")
+    words = pd.read_csv(study.folder / "feedback/round-2/verdicts.csv")["verdict"]
+    assert row["round"] == "round 2" and row["n"] == words.isin(["plausible", "implausible"]).sum()
+    sure = words.isin(["plausible", "implausible"]).to_numpy()
+    assert row["mean score"] == pytest.approx(first.score(pool.images[index][sure], pool.labels[index][sure]).mean(), abs=1e-4)
+    assert any("no longer fits" in line for line in said) == bool(row["request"])
     assert set(study.card("rewards/round-2")["inputs"]) == {"feedback/round-1", "feedback/round-2", "rewards/round-1", "real"}
     assert study.card("generators/real-only")["settings"]["steps"] == 6
     assert [look["step"] for look in study.card("generators/kto")["results"]["guard"]] == [0, 1, 2, 3]

@@ -26,6 +26,7 @@ from pathlib import Path
 os.environ.setdefault("PATHLOOP_QUIET", "1")
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
@@ -34,7 +35,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pathloop.data import CellImages, load_images, show_grid, split_by_use
+from pathloop.data import CellImages, Picture, load_images, split_by_use, to_uint8
 from pathloop.diffusion import PRESETS, Generator, NetworkConfig, make_unet, pretrain
 from pathloop.evaluate import fit_features, kernel_distance, nearest_training_check
 from pathloop.neighbours import precision_recall_density_coverage
@@ -215,23 +216,42 @@ def jitter(real: CellImages, held_out: CellImages, network: NetworkConfig, batch
     return {"rows": rows, "training images": len(few), "steps": steps, "n": len(labels)}
 
 
+def beside(real: CellImages, painted: CellImages, path: Path, each: int = 6) -> None:
+    "A row per type: the first real cells, and the first painted ones."
+    figure = Picture(figsize=(0.52 * (2 * each + 4), 0.55 * len(real.classes) + 0.3), layout="constrained", dpi=80)
+    figure.get_layout_engine().set(h_pad=0.01, w_pad=0.01, hspace=0, wspace=0)
+    axes = figure.subplots(len(real.classes), 2 * each + 1, width_ratios=[1] * each + [0.4] + [1] * each)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for k, row in enumerate(axes):
+        row[0].text(-0.1, 0.5, real.classes[k], transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+        for start, cells in ((0, real), (each + 1, painted)):
+            for axis, image in zip(row[start:], to_uint8(cells.images[cells.labels == k][:each]), strict=False):
+                axis.imshow(image, interpolation="nearest")
+    axes[0, 2].set_title("real, never trained on", fontsize=8)
+    axes[0, each + 3].set_title("painted", fontsize=8)
+    figure.savefig(path, pil_kwargs={"quality": 75})
+
+
 def whole(real: CellImages, held_out: CellImages, network: NetworkConfig, settings: TrainConfig, device: torch.device, work: Path, picture: Path) -> dict:
-    "One pretraining from start to end under a watch for memorisation, resumable; kept in `work`, and painted beside real cells."
-    watch = MemorisationWatch(real, held_out, network, n=200)
-    begin = time.perf_counter()
-    generator = pretrain(real, network, settings, work / "pretrain.safetensors", device.type, watches=[watch])
-    minutes = (time.perf_counter() - begin) / 60
+    "One pretraining from start to end under a watch for memorisation, resumable; kept in `work`, and painted beside real cells. A generator that lies there is only measured."
+    watch, minutes = MemorisationWatch(real, held_out, network, n=200, limit=1.0), None
     if not (work / "generator").exists():
-        generator.save_pretrained(work / "generator")
-    history, features = generator.history, fit_features(real.images, real.labels, len(real.classes), seed=0)
+        begin = time.perf_counter()
+        pretrain(real, network, settings, work / "pretrain.safetensors", device.type, watches=[watch]).save_pretrained(work / "generator")
+        minutes = (time.perf_counter() - begin) / 60
+    generator = Generator.from_pretrained(work / "generator", device.type)
+    history = generator.history
+    if "nearer_to_training" not in history: # Trained without a watch: one look, at the end
+        history = pd.concat([history, pd.DataFrame([{"step": history["step"].iloc[-1], **watch(int(history["step"].iloc[-1]), generator.unet)}])], ignore_index=True)
+    features = fit_features(real.images, real.labels, len(real.classes), seed=0)
     labels, reals = np.repeat(np.arange(len(real.classes)), 48), features(held_out.images)
+    floor = kernel_distance(features(held_out.images[::2]), features(held_out.images[1::2]))
     images = generator.sample(labels, range(len(labels)), steps=18)
     near = precision_recall_density_coverage(reals, features(images), real_labels=held_out.labels, synthetic_labels=labels)
-    rows = [part.images[part.labels == k][:5] for k in range(len(real.classes)) for part in (held_out, CellImages(images, labels, real.classes))]
-    show_grid(np.concatenate(rows), columns=10, scale=0.6, titles=[f"{real.classes[i // 10]}: {'real' if i % 10 == 0 else 'painted'}" if i % 5 == 0 else "" for i in range(10 * len(real.classes))]
-              ).savefig(picture, dpi=80, pil_kwargs={"quality": 80})
+    beside(held_out, CellImages(images, labels, real.classes), picture)
     return {"minutes": minutes, "steps": int(history["step"].iloc[-1]), "training images": len(real), "images_per_second": float(history["images_per_second"].median()), "parameters": sum(p.numel() for p in generator.unet.parameters()),
-            "kernel_distance": kernel_distance(reals, features(images)), "precision": near["precision"], "coverage": near["coverage"], "copies": nearest_training_check(real.images, held_out.images, images).pixels, "n": len(labels),
+            "kernel_distance": kernel_distance(reals, features(images)), "kernel_distance of real halves": floor, "precision": near["precision"], "coverage": near["coverage"], "copies": nearest_training_check(real.images, held_out.images, images).pixels, "n": len(labels),
             "looks": history.dropna(subset="nearer_to_training")[["step", "nearer_to_training", "nearer_low", "nearer_high"]].to_dict("records"), "loss": history.dropna(subset="loss")[["step", "loss"]].iloc[::5].round(4).to_dict("records")}
 
 
@@ -266,7 +286,7 @@ def main() -> None:
     else:
         found = quality(real, held_out, network, batch, device, given.budgets, given.per_class, given.slow)
     found |= {"date": date.today().isoformat(), "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-              "torch": torch.__version__, "preset": given.preset, "batch": batch, "command": " ".join(["python bench/diffusion.py", *map(shlex.quote, sys.argv[1:])])}
+              "torch": torch.__version__, "preset": given.preset, "batch": batch, "command": " ".join(["python bench/diffusion.py", *map(shlex.quote, ["WORK" if before == "--work" else word for before, word in zip([""] + sys.argv[1:], sys.argv[1:], strict=False)])])}
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

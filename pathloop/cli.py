@@ -300,7 +300,7 @@ def main() -> None:
         code = app(standalone_mode=False)  # Typer returns 130 when Ctrl-C was pressed, and 0 or None when a command ended
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if os.environ.get("PATHLOOP_DEBUG"):
             raise
         typer.echo(f"Error: {error}", err=True)

@@ -71,7 +71,7 @@ def load_codec(
     device: str = "auto",
 ) -> AutoencoderKL:
     "A trained autoencoder; its `scaling_factor` should bring latents to a standard deviation near 0.5."
-    return AutoencoderKL.from_pretrained(source).to(pick_device(device)).eval()
+    return AutoencoderKL.from_pretrained(source, use_safetensors=True).to(pick_device(device)).eval()
 
 
 def latent_network(

@@ -401,7 +401,7 @@ def pretrain(
 # %% ../nbs/06_diffusion.ipynb #c029
 PRESETS = {
     "tiny": (NetworkConfig(), TrainConfig()),
-    "paper": (NetworkConfig(size=64, fold=1, channels=(96, 192, 288, 288), layers=2, dropout=0.2), TrainConfig(steps=20_000, batch_size=128, learning_rate=4e-4, warmup=500, average=0.9995)),
+    "paper": (NetworkConfig(size=64, fold=1, channels=(96, 192, 288, 288), layers=2, dropout=0.2), TrainConfig(steps=9_000, batch_size=128, learning_rate=4e-4, warmup=500, average=0.9995)),
     "large": (NetworkConfig(size=128, fold=2, channels=(128, 256, 384, 384), layers=2, dropout=0.2), TrainConfig(steps=40_000, batch_size=128, learning_rate=3e-4, warmup=1000, average=0.9998)),
     "latent": (NetworkConfig(size=256, fold=8, latent=4, sigma_data=0.5, channels=(128, 256, 384), layers=2, dropout=0.2), TrainConfig(steps=30_000, batch_size=128, learning_rate=3e-4, warmup=1000, average=0.9998)),
 }

@@ -54,8 +54,8 @@ class TrainConfig(Config):
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "watch_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if not self.learning_rate > 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
-            raise ValueError(f"learning_rate must be above 0, warmup 0 or more, decay from 0 to 1; got {self.learning_rate}, {self.warmup} and {self.decay}")
+        if not self.learning_rate >= 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
+            raise ValueError(f"learning_rate and warmup must be 0 or more, decay from 0 to 1; got {self.learning_rate}, {self.warmup} and {self.decay}")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16'; got {self.precision!r}")
         if not 0 < self.average < 1 or not 0 <= self.no_class <= 1:

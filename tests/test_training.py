@@ -142,6 +142,12 @@ def test_a_run_goes_on_as_it_began_or_not_at_all(tmp_path: Path, change: dict[st
     assert len(train(new_network(), loss, replace(SHORT, steps=20), tmp_path / "c.safetensors")) # A longer run may
 
 
+@pytest.mark.parametrize("change", [{"learning_rate": -1e-3}, {"learning_rate": float("nan")}, {"warmup": -1}, {"decay": 1.5}])
+def test_rates_out_of_range_are_named(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="learning_rate and warmup must be 0 or more, decay from 0 to 1; got"):
+        replace(SHORT, **change)
+
+
 def test_a_gradient_that_is_no_number_never_reaches_a_checkpoint(tmp_path: Path) -> None:
     def bad(network: nn.Module, random: torch.Generator) -> torch.Tensor:
         value = loss(network, random)

@@ -357,7 +357,8 @@ def test_adjudicate(page, notebook):
     page.wait_for_selector('[data-part="votes"]:visible')
     assert "Xaver" not in page.locator(".pathloop-panel").inner_text()
     maps = page.locator(".pathloop-explain img")
-    assert maps.count() == 2 + 2 and all(maps.nth(i).evaluate("image => image.naturalWidth") == 96 for i in range(4))
+    assert maps.count() == 2 + 1 and all(maps.nth(i).evaluate("image => image.naturalWidth") == 96 for i in range(3)) # Maps, and the other judged image of its type
+    assert "It was fitted on this image" in page.locator(".pathloop-explain").inner_text()
     picture(page, "explained")
     page.wait_for_timeout(300)
     page.keyboard.press("4")

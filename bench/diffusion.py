@@ -4,7 +4,7 @@
     python bench/diffusion.py quality --images ../shared/data/pbc64  # about 40 minutes on 2 cores
     python bench/diffusion.py jitter --images ../shared/data/pbc64   # an hour: what a told change of stain does where images are few
     python bench/diffusion.py pretrain --images ../shared/data/pbc64 --work runs/pretrained  # 25 minutes: a whole pretraining, watched
-    python bench/diffusion.py speed --preset paper --images ../shared/data/pbc64             # what the issue asks of a GPU; the same for `pretrain`
+    python bench/diffusion.py speed --preset paper --images ../shared/data/pbc64             # 64 px, for a GPU; the same with `pretrain`
 
 The example is diffusers' `examples/unconditional_image_generation/train_unconditional.py` with its defaults (AdamW, cosine
 schedule, EMA, a DDPM that predicts noise, single precision unless told otherwise), given the same class-conditional

@@ -4,6 +4,7 @@
     python bench/diffusion.py quality --images ../shared/data/pbc64  # about 40 minutes on 2 cores
     python bench/diffusion.py jitter --images ../shared/data/pbc64   # an hour: what a told change of stain does where images are few
     python bench/diffusion.py pretrain --images ../shared/data/pbc64 --work runs/pretrained  # 25 minutes: a whole pretraining, watched
+    python bench/diffusion.py sampling --images ../shared/data/pbc64 --work runs/pretrained  # 20 minutes: samplers on that one network
     python bench/diffusion.py speed --preset paper --images ../shared/data/pbc64             # 64 px, for a GPU; the same with `pretrain`
 
 The example is diffusers' `examples/unconditional_image_generation/train_unconditional.py` with its defaults (AdamW, cosine
@@ -36,7 +37,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from pathloop.data import CellImages, Picture, load_images, split_by_use, to_uint8
-from pathloop.diffusion import PRESETS, Generator, NetworkConfig, make_unet, pretrain
+from pathloop.diffusion import PRESETS, Generator, NetworkConfig, denoise, make_unet, pretrain
 from pathloop.evaluate import fit_features, kernel_distance, nearest_training_check
 from pathloop.neighbours import precision_recall_density_coverage
 from pathloop.smear import make_smear
@@ -198,6 +199,52 @@ def quality(real: CellImages, held_out: CellImages, network: NetworkConfig, batc
             "at equal distance, to DDIM 50": ratio("example, DDIM 50", table["example"][budgets[-1] * batch][0]), "n": len(labels), "n of DDPM 1000": slow}
 
 
+@torch.no_grad()
+def sampled_by(generator: Generator, labels: np.ndarray, scheduler: DDPMScheduler | DDIMScheduler, steps: int, batch: int = 128) -> np.ndarray:
+    "What `DDPMPipeline` and `DDIMPipeline` do, on our network: it says the clean image (`prediction_type=\"sample\"`) at the scheduler's noise levels."
+    generator.unet.eval()
+    random, parts = torch.Generator().manual_seed(0), []
+    for start in range(0, len(labels), batch):
+        classes = torch.from_numpy(labels[start : start + batch]).to(generator.device)
+        x = torch.randn((len(classes), *generator.config.shape), generator=random).to(generator.device)
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            kept = scheduler.alphas_cumprod[t].to(x.device) # Of the image's variance
+            clean = denoise(generator.unet, x / kept.sqrt(), ((1 - kept) / kept).sqrt().expand(len(x)), classes, generator.config.sigma_data)
+            x = scheduler.step(clean, t, x, generator=random).prev_sample
+        parts.append(generator.restore(x).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def sampling(real: CellImages, held_out: CellImages, generator: Generator, per_class: int, slow: int) -> dict:
+    "Seconds to 1,024 images and their distance to held-out reals, on one network: ours by calls, and diffusers' DDIM 50 and DDPM 1,000."
+    features = fit_features(real.images, real.labels, len(real.classes), seed=0)
+    reals, labels = features(held_out.images), np.repeat(np.arange(len(real.classes)), per_class)
+    few = np.arange(slow) % len(real.classes)
+    rows: dict[str, dict] = {}
+
+    def paint(name: str, classes: np.ndarray, images: Callable[[], np.ndarray]) -> None:
+        begin = time.perf_counter()
+        made = images()
+        seconds = time.perf_counter() - begin
+        rows[name] = {"seconds": seconds / len(classes) * 1024, "kernel_distance": tuple(kernel_distance(reals, features(made)))[:3], "n": len(classes)}
+        print(name, rows[name], flush=True)
+
+    generator.sample(labels[:32], range(32), steps=2) # Warm
+    for calls in (6, 8, 10, 12, 15, 18, 25, 35):
+        paint(f"pathloop, {calls}", labels, lambda calls=calls: generator.sample(labels, range(len(labels)), steps=calls))
+    paint("DDIM, 50", labels, lambda: sampled_by(generator, labels, DDIMScheduler(num_train_timesteps=1000, prediction_type="sample"), 50))
+    paint("DDPM, 1000", few, lambda: sampled_by(generator, few, DDPMScheduler(num_train_timesteps=1000, prediction_type="sample"), 1000))
+
+    def ratio(to: str) -> dict:
+        "The fewest calls whose images are no farther than the other's, and how much sooner they are there."
+        enough = [name for name in rows if name.startswith("pathloop") and rows[name]["kernel_distance"][0] <= rows[to]["kernel_distance"][0]]
+        return {"calls": enough[0] if enough else None, "ratio": rows[to]["seconds"] / rows[enough[0]]["seconds"] if enough else None}
+
+    return {"rows": rows, "at equal distance": {to: ratio(to) for to in ("DDIM, 50", "DDPM, 1000")},
+            "kernel_distance of real halves": kernel_distance(features(held_out.images[::2]), features(held_out.images[1::2]))}
+
+
 def jitter(real: CellImages, held_out: CellImages, network: NetworkConfig, batch: int, device: torch.device, steps: int, per_type: int, per_class: int, seeds: int) -> dict:
     "Pretraining on few images of each type, with and without a told change of stain: distance to held-out reals, coverage, copies."
     features = fit_features(real.images, real.labels, len(real.classes), seed=0)
@@ -257,10 +304,10 @@ def whole(real: CellImages, held_out: CellImages, network: NetworkConfig, settin
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "quality", "jitter", "pretrain"])
+    parser.add_argument("what", choices=["speed", "quality", "jitter", "pretrain", "sampling"])
     parser.add_argument("--images", default="smear", help="a folder that load_images reads, with a column 'use'; or 'smear'")
     parser.add_argument("--preset", choices=[name for name, (network, _) in PRESETS.items() if not network.latent], default="tiny", help="network, batch and pretraining")
-    parser.add_argument("--work", type=Path, help="of pretrain: where checkpoint and generator are kept")
+    parser.add_argument("--work", type=Path, help="of pretrain and sampling: where checkpoint and generator are kept")
     parser.add_argument("--steps", type=int, default=40, help="of each round of speed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budgets", type=int, nargs="+", default=[300, 600, 1200], help="updates at which quality is measured")
@@ -279,9 +326,11 @@ def main() -> None:
         found = speed(real, network, batch, device, given.steps, given.rounds)
     elif given.what == "jitter":
         found = jitter(real, held_out, network, batch, device, given.budgets[-1], given.per_type, given.per_class, given.seeds)
+    elif given.what in ("pretrain", "sampling") and not given.work:
+        parser.error("--work must name a folder where checkpoint and generator are kept")
+    elif given.what == "sampling":
+        found = sampling(real, held_out, Generator.from_pretrained(given.work / "generator", device.type), given.per_class, given.slow)
     elif given.what == "pretrain":
-        if not given.work:
-            parser.error("--work must name a folder where checkpoint and generator are kept")
         found = whole(real, held_out, network, replace(training, compile=device.type == "cuda"), device, given.work, RESULTS / f"{name}.jpg")
     else:
         found = quality(real, held_out, network, batch, device, given.budgets, given.per_class, given.slow)

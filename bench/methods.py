@@ -39,7 +39,7 @@ from pathloop.defects import DEFECTS, defects_of, inject
 from pathloop.diffusion import Generator, Pool, pretrain, sample_pool
 from pathloop.evaluate import fit_features, nearest_training_check
 from pathloop.experts import ExpertPathologist, fit_expert_pathologist
-from pathloop.finetune import FinetuneConfig, finetune
+from pathloop.finetune import FinetuneConfig, best_part, finetune
 from pathloop.guide import DistillConfig, best_of, distil, fit_guide, reward_push
 from pathloop.intervals import mcnemar, paired_gain, wilson_interval
 from pathloop.loop import StudyConfig, _real_parts, open_cells, save_cells, shipped_generator
@@ -55,6 +55,7 @@ REPORTED, CHOOSING, LEARNING = 1_000_000, 2_000_000, 10_000 # First seeds: of re
 GUIDANCES, LOWEST = (1.5, 2.0, 2.5), (0.0, 0.3) # Tried: strengths, and lowest noise levels at which guidance acts
 GENTLE = FinetuneConfig(steps=100, learning_rate=5e-5, beta=1.0)
 PAPER = FinetuneConfig(steps=100, learning_rate=1e-4)
+LONG = FinetuneConfig(steps=400, batch_size=64, learning_rate=5e-4, average=0.99) # To unlearn what an archive taught
 SETTINGS = { # Fixed before anything was judged: settings, pool sampled with guidance?, weights from feedback?
     "reward-weighted": (PAPER, False, True),
     "reward-weighted, all weights 1": (PAPER, False, False),
@@ -68,6 +69,8 @@ SETTINGS = { # Fixed before anything was judged: settings, pool sampled with gui
     "nft": (GENTLE, True, True),
     "draft": (replace(GENTLE, steps=40), True, True),
     "real-only": (PAPER, False, False),
+    "real-only, long": (LONG, False, False),
+    "reward-weighted, long": (replace(LONG, batch_size=32), False, True),
 }
 FAULTY, SOUND_OF_TYPE, FAULTY_OF_TYPE = "faulty smear", 160, 80
 GUIDE, GUIDE_SCALE = FinetuneConfig(steps=80, learning_rate=2e-4, beta=0.0, normalise=True), 1.5
@@ -282,16 +285,26 @@ class Run:
         reward = source.reward.log_plausible if method == "draft" else None
         return network(self.work / "networks" / name, lambda: finetune(self.generator, source.pool, weights, self.train, method, replace(settings, seed=self.seed), reward=reward))
 
-    @property
-    def cleaned(self) -> Generator:
-        "Real images only, without the half of each type that the reward likes less."
-        def make() -> Generator:
-            score = self.guided.reward.score(self.train.images, self.train.labels)
-            middle = np.array([np.median(score[self.train.labels == k]) for k in range(len(self.train.classes))])
-            better = self.train.subset(score >= middle[self.train.labels])
-            return finetune(self.generator, self.guided.pool, np.ones(len(self.guided.pool)), better, "real-only", replace(PAPER, seed=self.seed))
+    def better_half(self, feedback: bool) -> CellImages:
+        "The half of each type's real images that the reward likes better; without feedback, that its networks find more typical."
+        score = self.guided.reward.score if feedback else self.guided.reward.typicality
+        return best_part(self.train, score(self.train.images, self.train.labels))
 
-        return network(self.work / "networks" / "real-only, better half", make)
+    def curated(self, feedback: bool) -> Generator:
+        "Trained on with the better half alone."
+        def make() -> Generator:
+            return finetune(self.generator, self.guided.pool, np.ones(len(self.guided.pool)), self.better_half(feedback), "real-only", replace(LONG, seed=self.seed))
+
+        return network(self.work / "networks" / ("curated" if feedback else "curated by real images alone"), make)
+
+    def curated_once(self, feedback: bool) -> Generator:
+        "The same with its guidance in it: one call."
+        def make() -> Generator:
+            start, way = self.curated(feedback), self.setting.best
+            lesson = quick(sample_pool, start, 32, 5_000_000 + LEARNING * self.seed, **way)
+            return distil(start, lesson, self.better_half(feedback), settings=replace(DISTIL, seed=self.seed), **way)
+
+        return network(self.work / "networks" / ("curated, distilled" if feedback else "curated by real images alone, distilled"), make)
 
     @property
     def picked(self) -> Generator:
@@ -342,8 +355,12 @@ def _arms() -> list[Arm]:
         Arm("away from rejected, guided", 3, False, lambda r, c, s: r.at(r.generator, c, s, **r.away())),
         Arm("away from rejected, distilled", 1, False, lambda r, c, s: r.at(r.distilled, c, s)),
         Arm("best of 4, distilled", 1, False, lambda r, c, s: r.at(r.picked, c, s)),
-        Arm("real-only on the better half", 1, False, lambda r, c, s: r.at(r.cleaned, c, s)),
-        Arm("real-only on the better half, guided", 2, False, lambda r, c, s: r.at(r.cleaned, c, s, **best(r))),
+        Arm("curated", 1, False, lambda r, c, s: r.at(r.curated(True), c, s)),
+        Arm("curated, guided", 2, False, lambda r, c, s: r.at(r.curated(True), c, s, **best(r))),
+        Arm("curated, distilled", 1, False, lambda r, c, s: r.at(r.curated_once(True), c, s)),
+        Arm("curated by real images alone", 1, True, lambda r, c, s: r.at(r.curated(False), c, s)),
+        Arm("curated by real images alone, distilled", 1, True, lambda r, c, s: r.at(r.curated_once(False), c, s)),
+        Arm("curated by real images alone, guided", 2, True, lambda r, c, s: r.at(r.curated(False), c, s, **best(r))),
     ]
     for name, (_, _, feedback) in SETTINGS.items():
         if name != "real-only":

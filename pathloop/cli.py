@@ -82,7 +82,7 @@ def run(
     generator: Annotated[str | None, typer.Option(help="A saved generator, or the name of a shipped one; else one is pretrained")] = None,
     pretrain_steps: Annotated[int | None, typer.Option(help="Updates of pretraining")] = None,
     feedback: Annotated[str | None, typer.Option(help="'simulated' or 'human'")] = None,
-    method: Annotated[str | None, typer.Option(help="How feedback is used: 'reward-weighted' (the paper), 'sft', 'kto', 'dpo', 'nft', 'draft' or 'feedback-guidance'")] = None,
+    method: Annotated[str | None, typer.Option(help="How feedback is used: 'reward-weighted' (the paper), 'sft', 'kto', 'dpo', 'nft', 'draft', 'curated' or 'feedback-guidance'")] = None,
     rounds: Annotated[int | None, typer.Option(help="Times that is sampled, judged, learned and finetuned")] = None,
     labels: Annotated[int | None, typer.Option(help="How many images are judged, over all rounds")] = None,
     pool_per_class: Annotated[int | None, typer.Option(help="Sampled images of each type to learn from")] = None,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Objective', 'LogPlausible', 'FinetuneConfig', 'check_weights', 'Noised', 'pairs_within_types',
-           'optimality', 'finetune']
+           'optimality', 'finetune', 'best_part']
 
 # %% ../nbs/09_finetune.ipynb #c003
 import copy
@@ -314,3 +314,21 @@ def finetune(
     if settings.lora_rank:
         unet = trained.merge_and_unload() # type: ignore[operator, unused-ignore]
     return Generator(unet.requires_grad_(True), list(generator.classes), generator.config, history, generator.codec)
+
+# %% ../nbs/09_finetune.ipynb #c024
+def best_part(
+    real: CellImages, # Real images that nobody has sorted
+    scores: np.ndarray, # How good each is, float (n,), such as `RewardModel.score`; only their order counts
+    share: float = 0.5, # Of each class that stays, above 0 to 1
+) -> CellImages: # Those that stay, in their order
+    "The share of each class that a score likes best, at least one image of each. Raises `ValueError` on a share outside (0, 1], and unless scores are finite, one per image."
+    scores = np.asarray(scores, float)
+    if scores.shape != (len(real),) or not np.isfinite(scores).all():
+        raise ValueError(f"scores must be one finite number per image, shape ({len(real)},); got shape {scores.shape}, {int((~np.isfinite(scores)).sum())} not finite")
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be above 0 and at most 1; got {share}")
+    stays = np.zeros(len(real), bool)
+    for label in np.unique(real.labels):
+        of_class = np.flatnonzero(real.labels == label)
+        stays[of_class[np.argsort(-scores[of_class], kind="stable")[: max(1, round(share * len(of_class)))]]] = True
+    return real.subset(stays)

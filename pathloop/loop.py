@@ -32,7 +32,7 @@ from .evaluate import Arm, Report, evaluate, fit_features
 from .explain import RewardExplainer
 from .feedback import FeedbackStore, consensus
 from .features import texture_features
-from .finetune import METHODS, FinetuneConfig, finetune
+from .finetune import METHODS, FinetuneConfig, best_part, finetune
 from .guard import Guard
 from .guide import GUIDE, DistillConfig, distil, fit_guide
 from .panel import Panel
@@ -44,6 +44,7 @@ from .watch import MemorisationWatch
 
 # %% ../nbs/12_loop.ipynb #c006
 STUDY_METHODS = {name: about for name, about in METHODS.items() if name != "real-only"} | {
+    "curated": "real images only, those of each type that the reward likes best: for an archive that nobody has sorted",
     "feedback-guidance": "guidance away from a copy tuned on the rejected images, on top of classifier-free guidance, distilled into one network",
 }
 
@@ -73,6 +74,7 @@ class StudyConfig(Config):
     finetune_steps: int = 200 # Updates of a round's finetuning; its control gets as many as all rounds together
     learning_rate: float = 5e-5 # Of finetuning
     beta: float = 0.3 # Weight of the real images in finetuning
+    real_share: float = 0.5 # For "curated": the share of each type's real images that stays
     guidances: tuple[float, ...] = (1.5, 2.0, 2.5) # Tried for the untouched generator at its best guidance
     evaluate_per_class: int = 48 # Fresh images of each type and arm that are judged
     reward_steps: int = 300 # Training steps of each member of the reward ensemble
@@ -86,6 +88,8 @@ class StudyConfig(Config):
         for name in ("size", "rounds", "pool_per_class", "labels", "evaluate_per_class", "pretrain_steps", "pretrain_batch", "finetune_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if not 0 < self.real_share <= 1:
+            raise ValueError(f"real_share must be above 0 and at most 1; got {self.real_share}")
 
 # %% ../nbs/12_loop.ipynb #c007
 def _toml(value: Any) -> str:
@@ -540,12 +544,13 @@ def _drift(study: Study, round: int, earlier: RewardModel | None) -> dict[str, A
 def _finetune(study: Study, round: int) -> None:
     config, name = study.config, study.tuned(round)
     settings = {"steps": config.finetune_steps, "learning_rate": config.learning_rate, "beta": config.beta, "seed": config.seed}
+    chosen = {"real_share": config.real_share} if config.method == "curated" else {}
     if round > 1 and study.stopped(round - 1):
         study.say(f"  round {round} is left out: an earlier round was ended, because {study.stopped(round - 1)}")
         _step(study.folder, f"generators/{name}", {}, [f"generators/{study.tuned(round - 1)}"], lambda place: _copy(study, round - 1, place))
     else:
         inputs = [f"generators/{study.tuned(round - 1)}", f"pools/round-{round}", f"rewards/round-{round}", "real"]
-        card = _step(study.folder, f"generators/{name}", settings, inputs, lambda place: _tune(study, round, FinetuneConfig.from_dict(settings), place))
+        card = _step(study.folder, f"generators/{name}", settings | chosen, inputs, lambda place: _tune(study, round, FinetuneConfig.from_dict(settings), place))
         if card["results"].get("stopped"):
             study.say(f"  ended by the guard: {card['results']['stopped']}. The last good generator is kept")
     if round == config.rounds:
@@ -587,12 +592,15 @@ def _tune(study: Study, round: int, settings: FinetuneConfig, place: Path) -> di
     "One round's finetuning under the guard."
     start, pool, weights, train = study.generator(study.tuned(round - 1)), study.pool(f"round-{round}"), _weights(study, round), study.real("train")
     reward, checkpoint = RewardModel.load(study.folder / f"rewards/round-{round}/model"), _checkpoint(study, study.tuned(round))
+    method, learnt = study.config.method, train
+    if method == "curated":
+        method, learnt = "real-only", best_part(train, reward.score(train.images, train.labels), study.config.real_share)
     if study.config.method == "feedback-guidance":
         generator, found = _guide_and_distil(study, round, start, pool, weights, settings), {}
     else:
         guard = Guard(start, study.judge.plausible, reward.score, texture_features, train, study.real("judge"), per_class=8)
         watched = replace(settings, watch_every=max(1, settings.steps // 3))
-        generator = guard.last_good(finetune(start, pool, weights, train, study.config.method, watched, checkpoint, reward=reward.log_plausible, watches=[guard]))
+        generator = guard.last_good(finetune(start, pool, weights, learnt, method, watched, checkpoint, reward=reward.log_plausible, watches=[guard]))
         found = {"stopped": guard.stopped, "guard": guard.looks}
     checkpoint.unlink(missing_ok=True)
     _keep(generator, place)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pathloop.core import file_hash, read_json, write_json
 from pathloop.data import to_uint8
+from pathloop.finetune import FinetuneConfig, best_part, finetune
 from pathloop.loop import (
     TINY,
     NeedsFeedback,
@@ -208,6 +209,20 @@ def test_two_rounds_share_the_labels_and_a_guarded_end_leaves_out_the_second(tmp
 
 
 @pytest.mark.slow
+def test_a_curated_study_learns_from_the_real_images_that_the_reward_likes(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "s", StudyConfig(**TINY | {"method": "curated", "finetune_steps": 3, "reward_steps": 20, "real_share": 0.25}), say=lambda line: None)
+    study.run(until="finetune")
+    train, reward = study.real("train"), RewardModel.load(study.folder / "rewards/round-1/model")
+    liked = best_part(train, reward.score(train.images, train.labels), 0.25)
+    assert len(liked) < 0.3 * len(train)
+    card = study.card("generators/curated")
+    settings = FinetuneConfig.from_dict({name: value for name, value in card["settings"].items() if name != "real_share"})
+    by_hand = finetune(study.generator(), study.pool(), np.ones(len(study.pool())), liked, "real-only", settings)
+    assert study.generator("curated").id == by_hand.id != study.generator("real-only").id
+    assert card["settings"]["real_share"] == 0.25 and card["settings"]["steps"] == study.card("generators/real-only")["settings"]["steps"]
+
+
+@pytest.mark.slow
 def test_own_images_with_a_class_too_small(tmp_path: Path) -> None:
     "A folder per class: the small class is left out, and said so, before anything long begins."
     cells = make_smear(26, 16, seed=5, classes=["lymphocyte", "eosinophil", "basophil"])
@@ -236,6 +251,8 @@ def test_settings_round_trip_and_faults(tmp_path: Path) -> None:
         StudyConfig(labels=0)
     with pytest.raises(ValueError, match="rounds must be at least 1; got 0"):
         StudyConfig(rounds=0)
+    with pytest.raises(ValueError, match="real_share must be above 0 and at most 1; got 0"):
+        StudyConfig(real_share=0)
     with pytest.raises(ValueError, match="method must be one of .*'feedback-guidance'.*; got 'real-only'"):
         StudyConfig(method="real-only")
 

@@ -34,7 +34,7 @@ import torch
 
 from pathloop.checklist import load_checklist
 from pathloop.core import atomic_folder, read_json, write_json
-from pathloop.data import CellImages
+from pathloop.data import CellImages, Picture, to_uint8
 from pathloop.defects import DEFECTS, defects_of, inject
 from pathloop.diffusion import Generator, Pool, pretrain, sample_pool
 from pathloop.evaluate import fit_features, nearest_training_check
@@ -414,6 +414,26 @@ def judge_all(setting: Setting, runs: list[Run], arms: list[Arm], metrics_for: l
     return rows
 
 
+def picture(real: CellImages, run: Run, arms: list[str], path: Path, each: int = 5) -> None:
+    "A row per type: real training images at random, then for each arm the first places of its type, the same in all."
+    random, pools = np.random.default_rng(0), {arm: Pool.load(run.work / "arms" / arm) for arm in arms}
+    blocks = {"real, to learn from": CellImages(real.images, real.labels, real.classes).subset(random.permutation(len(real)))} | {
+        name: CellImages(pool.images, pool.labels, pool.classes) for name, pool in pools.items()}
+    figure = Picture(figsize=(0.5 * (len(blocks) * (each + 0.4) + 3), 0.52 * len(real.classes) + 0.3), layout="constrained", dpi=80)
+    figure.get_layout_engine().set(h_pad=0.01, w_pad=0.01, hspace=0, wspace=0)
+    axes = figure.subplots(len(real.classes), len(blocks) * (each + 1), width_ratios=([1] * each + [0.4]) * len(blocks))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for k, row in enumerate(axes):
+        row[0].text(-0.1, 0.5, real.classes[k], transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+        for start, cells in zip(range(0, len(row), each + 1), blocks.values(), strict=True):
+            for axis, image in zip(row[start : start + each], to_uint8(cells.images[cells.labels == k][:each]), strict=True):
+                axis.imshow(image, interpolation="nearest")
+    for start, name in zip(range(0, axes.shape[1], each + 1), blocks, strict=True):
+        axes[0, start + each // 2].set_title(name, fontsize=8)
+    figure.savefig(path, pil_kwargs={"quality": 75})
+
+
 def compact(row: dict) -> dict:
     "A row with each judge's verdicts as one string of 0 and 1."
     return row | {"verdicts": {judge: "".join(map(str, said)) for judge, said in row["verdicts"].items()}}
@@ -461,6 +481,7 @@ def main() -> None:
     parser.add_argument("--judges", type=Path, help="folder with the judges of bench/judges.py; without it smears get two that are fitted now")
     parser.add_argument("--reward", choices=("types", "scratch"), default="types", help="what the reward is: taught types first, or from scratch as in the paper")
     parser.add_argument("--metrics-for", nargs="*", help="arms for which the other metrics are measured too, half a minute each; all without this option, none with nothing after it")
+    parser.add_argument("--show", nargs="+", default=[], help="arms that a picture beside the figures shows, of the first seed")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     given = parser.parse_args()
     setting = Setting(given.images, given.work, given.pretrain_steps, given.generator, given.judges, given.reward)
@@ -473,6 +494,8 @@ def main() -> None:
     found = table(rows)
     with pd.option_context("display.width", 250, "display.max_columns", 40, "display.max_rows", 200):
         print(found[[c for c in found if not c.endswith(("_low", "_high", "_by_seed"))]].round(3).to_string(index=False))
+    if given.out and given.show:
+        picture(setting.real["train"], runs[0], given.show, given.out.with_suffix(".jpg"))
     if given.out:
         test = setting.real["test"]
         bench = Bench(setting)

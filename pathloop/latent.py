@@ -17,21 +17,31 @@ from torch import Tensor, nn
 from .core import pick_device
 from .data import CellImages
 from .diffusion import NetworkConfig, turn_at_random
-from .training import TrainConfig, train
+from .training import TrainConfig, share, train
 
 # %% ../nbs/06e_latent.ipynb #c007
 def _differences(images: Tensor) -> tuple[Tensor, Tensor]:
     return images.diff(dim=-1), images.diff(dim=-2)
 
 
-def _codec_loss(codec: nn.Module, images: Tensor, random: torch.Generator, pull: float) -> Tensor:
-    codes = codec.encode(images).latent_dist # type: ignore[operator]
-    noise = torch.randn(codes.mean.shape, generator=random).to(images.device)
-    painted = codec.decode(codes.mean + codes.std * noise).sample # type: ignore[operator]
+class _ThereAndBack(nn.Module):
+    "A codec as one function, which several processes can share the training of."
+
+    def __init__(self, codec: AutoencoderKL):
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        codes = self.codec.encode(images).latent_dist
+        return self.codec.decode(codes.mean + codes.std * noise).sample, codes.kl()
+
+
+def _codec_loss(network: nn.Module, images: Tensor, noise: Tensor, pull: float) -> Tensor:
+    painted, divergence = network(images, noise)
     loss = (painted - images).abs().mean()
     for ours, theirs in zip(_differences(painted), _differences(images), strict=True):
         loss = loss + (ours - theirs).abs().mean()
-    return loss + pull * codes.kl().mean() / images[0].numel()
+    return loss + pull * divergence.mean() / images[0].numel()
 
 
 def fit_codec(
@@ -53,15 +63,20 @@ def fit_codec(
     widths = tuple(width * min(2**level, 4) for level in range(levels))
     codec = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, block_out_channels=widths,
                           latent_channels=latent, norm_num_groups=8, sample_size=real.size, mid_block_add_attention=False).to(pick_device(device))
-    images = torch.from_numpy(real.images).to(codec.device)
+    shape = (settings.batch_size, latent, real.size // factor, real.size // factor)
+
+    def take(index: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(real.images[index])).to(codec.device) # Streamed or not
 
     def step_loss(network: nn.Module, random: torch.Generator) -> Tensor:
-        index = torch.randint(len(images), (settings.batch_size,), generator=random).to(images.device)
-        return _codec_loss(network, turn_at_random(images[index], random), random, pull)
+        index = torch.randint(len(real), (settings.batch_size,), generator=random)
+        images, noise = turn_at_random(take(index.numpy()), random), torch.randn(shape, generator=random).to(codec.device)
+        return _codec_loss(network, share(images), share(noise), pull)
 
-    history = train(codec, step_loss, settings, checkpoint, "training the codec", identity=f"codec {factor} {latent} {width}")
+    history = train(_ThereAndBack(codec), step_loss, settings, checkpoint, "training the codec", identity=f"codec {factor} {latent} {width}")
+    some = np.linspace(0, len(real) - 1, min(len(real), 2048)).astype(int)
     with torch.no_grad():
-        spread = torch.cat([codec.encode(part).latent_dist.mode() for part in images.split(64)]).std().item()
+        spread = torch.cat([codec.encode(take(rows)).latent_dist.mode() for rows in np.array_split(some, -(-len(some) // 64))]).std().item()
     codec.register_to_config(scaling_factor=0.5 / spread)
     return codec.eval(), history
 

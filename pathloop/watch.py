@@ -28,9 +28,14 @@ def _small(images: np.ndarray, side: int = 12) -> np.ndarray: # (n, 3 * side**2)
     return both.reshape(len(images), -1)
 
 
-def _nearest(images: np.ndarray, among: np.ndarray) -> np.ndarray: # Squared distances (n,)
-    "Squared distance of each image, in its nearest orientation, to the nearest of others."
-    there = _small(among)
+def _small_some(images: np.ndarray, n: int, seed: int = 0) -> np.ndarray: # (n, 3 * side**2)
+    "Small versions of n of the images, at random; a few hundred at a time, so that streamed ones never lie in memory together."
+    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:n])
+    return np.concatenate([_small(check_images(images[part])) for part in np.array_split(rows, -(-n // 512))])
+
+
+def _nearest(images: np.ndarray, there: np.ndarray) -> np.ndarray: # Squared distances (n,)
+    "Squared distance of each image, in its nearest orientation, to the nearest of these small ones."
     ways = [np.rot90(images[:, :, :, ::step], turn, (2, 3)) for step in (1, -1) for turn in range(4)]
     best = np.full(len(images), np.inf)
     for way in ways:
@@ -47,13 +52,11 @@ def nearer_to_training(
     seed: int = 0, # Draws as many held-out images as there are training images
 ) -> tuple[float, float, float]: # Share, and its 95 % interval (Wilson)
     "Share of generated images that are nearer to a training image than to a held-out one; 0.5 without memorisation. Raises `ValueError` on too few."
-    generated, train, held_out = check_images(generated), check_images(train), check_images(held_out)
+    generated = check_images(generated)
     n = min(len(train), len(held_out))
     if n < 10 or len(generated) < 10:
         raise ValueError(f"generated, train and held_out must hold at least 10 images each; got {len(generated)}, {len(train)} and {len(held_out)}")
-    random = np.random.default_rng(seed)
-    pick = lambda images: images[np.sort(random.permutation(len(images))[:n])]
-    to_train, to_others = _nearest(generated, pick(train)), _nearest(generated, pick(held_out))
+    to_train, to_others = (_nearest(generated, _small_some(images, n, seed)) for images in (train, held_out))
     share = float((to_train < to_others).mean() + (to_train == to_others).mean() / 2)
     z, count = 1.96, len(generated)
     middle, reach = (share + z**2 / (2 * count)) / (1 + z**2 / count), z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
@@ -89,8 +92,8 @@ class MemorisationWatch:
 
     def _unlike(self, images: np.ndarray) -> bool:
         "Whether the images are still farther from every real one than real ones are from each other: a few real ones are then nearest to all, and the share says nothing."
-        held_out = self.held_out.images[: self.n]
-        return bool(np.median(_nearest(images, self.train.images)) > 2 * np.median(_nearest(held_out, self.train.images)))
+        held_out, there = self.held_out.images[: self.n], _small_some(self.train.images, min(len(self.train), len(self.held_out)))
+        return bool(np.median(_nearest(images, there)) > 2 * np.median(_nearest(held_out, there)))
 
 
 def memorisation_figure(

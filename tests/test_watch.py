@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pathloop.data import load_images, open_images, to_uint8
 from pathloop.diffusion import Generator, NetworkConfig, make_unet, pretrain
+from pathloop.latent import fit_codec, latent_network
 from pathloop.smear import make_smear
 from pathloop.training import StopTraining, TrainConfig
 from pathloop.watch import LiveView, MemorisationWatch, memorisation_figure, nearer_to_training
@@ -46,6 +49,24 @@ def test_noise_is_not_blamed_for_the_real_image_that_is_nearest_to_all_noise(mon
     for train, others in ((TRAIN, OTHERS), (OTHERS, TRAIN)): # One of the two holds the image that is nearest
         shares.append(MemorisationWatch(train, others, NETWORK, n=48)(500, unet)["nearer_low"])
     assert max(shares) > 0.6
+
+
+def test_streamed_sets_are_watched_and_compressed_like_those_in_memory(tmp_path: Path) -> None:
+    sets = []
+    for name, cells in (("train", TRAIN), ("others", OTHERS)):
+        for i, (pixels, label) in enumerate(zip(to_uint8(cells.images), cells.labels, strict=True)):
+            (tmp_path / name / cells.classes[label]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name / cells.classes[label] / f"{i}.png")
+        sets.append((load_images(tmp_path / name, 16), open_images(tmp_path / name, 16, cache=tmp_path / "cache")))
+    (train, train_streamed), (others, others_streamed) = sets
+    unet = make_unet(NETWORK, len(train.classes))
+    assert MemorisationWatch(train_streamed, others_streamed, NETWORK, n=24, steps=2)(5, unet) == MemorisationWatch(train, others, NETWORK, n=24, steps=2)(5, unet)
+    assert nearer_to_training(train.images, train_streamed.images, others_streamed.images)[0] == 1
+    brief = TrainConfig(steps=2, batch_size=8, warmup=1)
+    codecs = [fit_codec(cells, factor=2, width=8, settings=brief, device="cpu")[0] for cells in (train, train_streamed)]
+    assert codecs[0].config["scaling_factor"] == codecs[1].config["scaling_factor"]
+    painted = pretrain(train_streamed, latent_network(codecs[1], 16, channels=(32,)), brief, device="cpu", codec=codecs[1])
+    assert painted.sample(np.arange(2), range(2), steps=2).shape == (2, 3, 16, 16)
 
 
 def test_a_figure_of_nothing_but_copies_can_be_drawn() -> None:

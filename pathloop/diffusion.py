@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'ImagePush', 'PRESETS', 'NetworkConfig', 'make_unet', 'denoise', 'denoising_loss', 'Generator',
            'random_loss', 'turn_at_random', 'stain_at_random', 'StainEmbedding', 'drop_classes', 'Batches',
-           'averaged_generator', 'pretrain', 'Pool', 'sample_pool']
+           'fingerprint', 'averaged_generator', 'pretrain', 'Pool', 'sample_pool']
 
 # %% ../nbs/06_diffusion.ipynb #c003
 import hashlib
@@ -345,7 +345,7 @@ def _placed(unet: UNet2DModel, device: str) -> UNet2DModel:
     return unet.to(place, memory_format=torch.channels_last if place.type == "cuda" else torch.contiguous_format)
 
 
-def _fingerprint(*arrays: Any) -> str:
+def fingerprint(*arrays: Any) -> str:
     "12 hexadecimal digits of what arrays or tensors hold; of streamed images, their number."
     found = hashlib.sha256()
     for array in arrays:
@@ -392,7 +392,7 @@ def pretrain(
         folded, labels = batches.draw(random, jitter=jitter)
         return random_loss(unet, folded, labels, random, network.sigma_data).mean()
 
-    about = {"classes": generator.classes, "network": network.to_dict(), "jitter": jitter, "images": _fingerprint(real.labels, real.images), "codec": codec and _fingerprint(*codec.state_dict().values())}
+    about = {"classes": generator.classes, "network": network.to_dict(), "jitter": jitter, "images": fingerprint(real.labels, real.images), "codec": codec and fingerprint(*codec.state_dict().values())}
     generator.history = train(unet, step_loss, settings, checkpoint, "pretraining", watches, json.dumps(about))
     if jitter:
         unet.class_embedding = unet.class_embedding.plain()

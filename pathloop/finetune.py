@@ -8,6 +8,7 @@ __all__ = ['METHODS', 'Objective', 'LogPlausible', 'FinetuneConfig', 'check_weig
 
 # %% ../nbs/09_finetune.ipynb #c003
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from .core import check_labels
 from .data import CellImages
-from .diffusion import Batches, Generator, Pool, denoise, drop_classes, random_loss, turn_at_random
+from .diffusion import Batches, Generator, Pool, denoise, drop_classes, fingerprint, random_loss, turn_at_random
 from .sampling import SampleConfig, solve
 from .training import TrainConfig, Watch, share, train
 
@@ -310,7 +311,8 @@ def finetune(
 
     unet = copy.deepcopy(generator.unet)
     trained = _with_adapters(unet, settings.lora_rank) if settings.lora_rank else unet
-    history = train(trained, step_loss, settings, checkpoint, f"finetuning ({method})", watches, identity=f"{method} from {generator.id}")
+    learnt = fingerprint(real.labels, real.images, *([] if of_pool is None else [pool.images, np.asarray(weights)]))
+    history = train(trained, step_loss, settings, checkpoint, f"finetuning ({method})", watches, identity=f"{method} from {generator.id} on {learnt}")
     if settings.lora_rank:
         unet = trained.merge_and_unload() # type: ignore[operator, unused-ignore]
     return Generator(unet.requires_grad_(True), list(generator.classes), generator.config, history, generator.codec)
@@ -321,7 +323,7 @@ def best_part(
     scores: np.ndarray, # How good each is, float (n,), such as `RewardModel.score`; only their order counts
     share: float = 0.5, # Of each class that stays, above 0 to 1
 ) -> CellImages: # Those that stay, in their order
-    "The share of each class that a score likes best, at least one image of each. Raises `ValueError` on a share outside (0, 1], and unless scores are finite, one per image."
+    "The share of each class that a score likes best, rounded up. Raises `ValueError` on a share outside (0, 1], and unless scores are finite, one per image."
     scores = np.asarray(scores, float)
     if scores.shape != (len(real),) or not np.isfinite(scores).all():
         raise ValueError(f"scores must be one finite number per image, shape ({len(real)},); got shape {scores.shape}, {int((~np.isfinite(scores)).sum())} not finite")
@@ -330,5 +332,5 @@ def best_part(
     stays = np.zeros(len(real), bool)
     for label in np.unique(real.labels):
         of_class = np.flatnonzero(real.labels == label)
-        stays[of_class[np.argsort(-scores[of_class], kind="stable")[: max(1, round(share * len(of_class)))]]] = True
+        stays[of_class[np.argsort(-scores[of_class], kind="stable")[: math.ceil(share * len(of_class) - 1e-9)]]] = True
     return real.subset(stays)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .core import pick_device
 from .data import CellImages
-from .diffusion import NetworkConfig, turn_at_random
+from .diffusion import NetworkConfig, fingerprint, turn_at_random
+from .stream import StreamedImages
 from .training import TrainConfig, share, train
 
 # %% ../nbs/06e_latent.ipynb #c007
@@ -25,7 +26,7 @@ def _differences(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _ThereAndBack(nn.Module):
-    "A codec as one function, which several processes can share the training of."
+    "A codec as one function, so that several processes can train it together."
 
     def __init__(self, codec: AutoencoderKL):
         super().__init__()
@@ -45,7 +46,7 @@ def _codec_loss(network: nn.Module, images: Tensor, noise: Tensor, pull: float) 
 
 
 def fit_codec(
-    real: CellImages, # Training images; only these, never test images
+    real: CellImages, # Training images, streamed or not; only these, never test images
     factor: int = 8, # Pixels per latent, a side; a power of two
     latent: int = 4, # Channels of a latent
     width: int = 32, # Channels of the first level
@@ -65,15 +66,17 @@ def fit_codec(
                           latent_channels=latent, norm_num_groups=8, sample_size=real.size, mid_block_add_attention=False).to(pick_device(device))
     shape = (settings.batch_size, latent, real.size // factor, real.size // factor)
 
+    whole = None if isinstance(real.images, StreamedImages) else torch.from_numpy(real.images).to(codec.device)
+
     def take(index: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(real.images[index])).to(codec.device) # Streamed or not
+        return torch.from_numpy(real.images[index]).to(codec.device) if whole is None else whole[torch.from_numpy(index).to(codec.device)]
 
     def step_loss(network: nn.Module, random: torch.Generator) -> Tensor:
         index = torch.randint(len(real), (settings.batch_size,), generator=random)
         images, noise = turn_at_random(take(index.numpy()), random), torch.randn(shape, generator=random).to(codec.device)
         return _codec_loss(network, share(images), share(noise), pull)
 
-    history = train(_ThereAndBack(codec), step_loss, settings, checkpoint, "training the codec", identity=f"codec {factor} {latent} {width}")
+    history = train(_ThereAndBack(codec), step_loss, settings, checkpoint, "training the codec", identity=f"codec {factor} {latent} {width} {pull} of {fingerprint(real.labels, real.images)}")
     some = np.linspace(0, len(real) - 1, min(len(real), 2048)).astype(int)
     with torch.no_grad():
         spread = torch.cat([codec.encode(take(rows)).latent_dist.mode() for rows in np.array_split(some, -(-len(some) // 64))]).std().item()

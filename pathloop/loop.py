@@ -592,13 +592,14 @@ def _tune(study: Study, round: int, settings: FinetuneConfig, place: Path) -> di
     "One round's finetuning under the guard."
     start, pool, weights, train = study.generator(study.tuned(round - 1)), study.pool(f"round-{round}"), _weights(study, round), study.real("train")
     reward, checkpoint = RewardModel.load(study.folder / f"rewards/round-{round}/model"), _checkpoint(study, study.tuned(round))
-    method, learnt = study.config.method, train
-    if method == "curated":
-        method, learnt = "real-only", best_part(train, reward.score(train.images, train.labels), study.config.real_share)
+    method, learnt, others = study.config.method, train, study.real("judge")
+    if method == "curated": # Nor may the guard miss the faults that are to go
+        method = "real-only"
+        learnt, others = (best_part(part, reward.score(part.images, part.labels), study.config.real_share) for part in (train, others))
     if study.config.method == "feedback-guidance":
         generator, found = _guide_and_distil(study, round, start, pool, weights, settings), {}
     else:
-        guard = Guard(start, study.judge.plausible, reward.score, texture_features, train, study.real("judge"), per_class=8)
+        guard = Guard(start, study.judge.plausible, reward.score, texture_features, learnt, others, per_class=8)
         watched = replace(settings, watch_every=max(1, settings.steps // 3))
         generator = guard.last_good(finetune(start, pool, weights, learnt, method, watched, checkpoint, reward=reward.log_plausible, watches=[guard]))
         found = {"stopped": guard.stopped, "guard": guard.looks}

@@ -67,8 +67,8 @@ def nearer_to_training(
 class MemorisationWatch:
     "Samples now and then, and ends the training when the images are too near to the training images."
 
-    train: CellImages # What the generator learns from
-    held_out: CellImages # Real images of the same kind that it does not learn from; best at least as many
+    train: CellImages # What the generator learns from, streamed or not
+    held_out: CellImages # Real images of the same kind that it does not learn from, streamed or not; best at least as many
     network: NetworkConfig # Shape of the network that is trained
     n: int = 200 # Images per look
     steps: int = 12 # Sampler steps
@@ -92,7 +92,8 @@ class MemorisationWatch:
 
     def _unlike(self, images: np.ndarray) -> bool:
         "Whether the images are still farther from every real one than real ones are from each other: a few real ones are then nearest to all, and the share says nothing."
-        held_out, there = self.held_out.images[: self.n], _small_some(self.train.images, min(len(self.train), len(self.held_out)))
+        rows = np.sort(np.random.default_rng(0).permutation(len(self.held_out))[: self.n]) # Of all classes
+        held_out, there = self.held_out.images[rows], _small_some(self.train.images, min(len(self.train), len(self.held_out)))
         return bool(np.median(_nearest(images, there)) > 2 * np.median(_nearest(held_out, there)))
 
 

@@ -266,6 +266,19 @@ def test_latents_from_codec_to_images_and_no_other_codec_on_resuming(tmp_path: P
         pretrain(make_cells(), network, SHORT, tmp_path / "c.safetensors", device="cpu", codec=codecs[1])
 
 
+def test_a_codec_resumes_on_the_same_images_only(tmp_path: Path) -> None:
+    settings = replace(SHORT, steps=3, checkpoint_every=2)
+
+    def make(cells: CellImages, pull: float = 0.01) -> torch.nn.Module:
+        return fit_codec(cells, factor=4, width=8, settings=settings, pull=pull, device="cpu", checkpoint=tmp_path / "c.safetensors")[0]
+
+    once, again = make(make_cells()), make(make_cells())
+    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), again.parameters(), strict=True))
+    for cells, pull in ((make_cells().subset(np.arange(6)), 0.01), (make_cells(), 0.5)):
+        with pytest.raises(ValueError, match="checkpoint must come from the same"):
+            make(cells, pull)
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_have_a_network_that_can_be_made(name: str) -> None:
     network, _ = PRESETS[name]

@@ -7,8 +7,17 @@ import pytest
 import torch
 from test_diffusion import NETWORK, SHORT, make_cells
 
+from pathloop.data import CellImages
 from pathloop.diffusion import Generator, Pool, pretrain
-from pathloop.finetune import METHODS, FinetuneConfig, check_weights, finetune, optimality, pairs_within_types
+from pathloop.finetune import (
+    METHODS,
+    FinetuneConfig,
+    best_part,
+    check_weights,
+    finetune,
+    optimality,
+    pairs_within_types,
+)
 
 SETTINGS = FinetuneConfig(steps=6, batch_size=8, precision="fp32", warmup=1, learning_rate=1e-3)
 
@@ -54,6 +63,19 @@ def test_resumes_from_its_checkpoint(start: tuple[Generator, Pool], tmp_path) ->
     for _ in range(2):  # the second run finds the checkpoint of step 4
         result = finetune(generator, pool, np.ones(12), make_cells(), settings=settings, checkpoint=tmp_path / "c.safetensors")
     assert result.id == finetune(generator, pool, np.ones(12), make_cells(), settings=settings).id
+    fewer = make_cells().subset(np.arange(6))
+    for weights, real in ((np.ones(12), fewer), (np.full(12, 0.5), make_cells())):
+        with pytest.raises(ValueError, match="checkpoint must come from the same"):
+            finetune(generator, pool, weights, real, settings=settings, checkpoint=tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize(("share", "stay"), [(0.01, 1), (0.25, 2), (0.5, 3), (0.6, 3), (1.0, 5)])
+def test_the_best_part_of_each_class_stays(share: float, stay: int) -> None:
+    cells = CellImages(np.ones((10, 3, 16, 16), np.float32) * np.arange(10, dtype=np.float32).reshape(-1, 1, 1, 1) / 10, np.arange(10) % 2, ["a", "b"])
+    scores = np.arange(10) % 2 * 100 - np.arange(10.0) # One class scores higher throughout; in each the first are best
+    best = best_part(cells, scores, share)
+    assert np.bincount(best.labels).tolist() == [stay, stay]
+    assert (best.images[:, 0, 0, 0] * 10).round().tolist() == list(range(2 * stay))
 
 
 @pytest.mark.parametrize(

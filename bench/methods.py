@@ -298,12 +298,12 @@ class Run:
         return network(self.work / "networks" / name, lambda: finetune(self.generator, source.pool, weights, self.train, method, replace(settings, seed=self.seed), reward=reward))
 
     def better_half(self, feedback: bool) -> CellImages:
-        "The half of each type's real images that the reward likes better; without feedback, that its networks find more typical."
+        "The half of each type's real images that the reward likes better; without feedback, the half that its networks find more typical of the type."
         score = self.guided.reward.score if feedback else self.guided.reward.typicality
         return best_part(self.train, score(self.train.images, self.train.labels))
 
     def curated(self, feedback: bool) -> Generator:
-        "Trained on with the better half alone."
+        "Training goes on with the better half alone."
         def make() -> Generator:
             return finetune(self.generator, self.guided.pool, np.ones(len(self.guided.pool)), self.better_half(feedback), "real-only", replace(LONG, seed=self.seed))
 

@@ -431,8 +431,8 @@ def picture(real: CellImages, run: Run, arms: list[str], path: Path, each: int =
     random, pools = np.random.default_rng(0), {arm: Pool.load(run.work / "arms" / arm) for arm in arms}
     blocks = {"real, to learn from": CellImages(real.images, real.labels, real.classes).subset(random.permutation(len(real)))} | {
         name: CellImages(pool.images, pool.labels, pool.classes) for name, pool in pools.items()}
-    figure = Picture(figsize=(0.5 * (len(blocks) * (each + 0.4) + 3), 0.52 * len(real.classes) + 0.3), layout="constrained", dpi=80)
-    figure.get_layout_engine().set(h_pad=0.01, w_pad=0.01, hspace=0, wspace=0)
+    figure = Picture(figsize=(0.5 * (len(blocks) * (each + 0.4) + 3), 0.52 * len(real.classes) + 0.4), layout="constrained", dpi=80)
+    figure.get_layout_engine().set(h_pad=0.03, w_pad=0.01, hspace=0, wspace=0)
     axes = figure.subplots(len(real.classes), len(blocks) * (each + 1), width_ratios=([1] * each + [0.4]) * len(blocks))
     for axis in axes.flat:
         axis.set_axis_off()

@@ -36,7 +36,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pathloop.data import CellImages, Picture, load_images, split_by_use, to_uint8
+from pathloop.data import CellImages, load_images, show_beside, split_by_use
 from pathloop.diffusion import PRESETS, Generator, NetworkConfig, denoise, make_unet, pretrain
 from pathloop.evaluate import fit_features, kernel_distance, nearest_training_check
 from pathloop.neighbours import precision_recall_density_coverage
@@ -263,23 +263,6 @@ def jitter(real: CellImages, held_out: CellImages, network: NetworkConfig, batch
     return {"rows": rows, "training images": len(few), "steps": steps, "n": len(labels)}
 
 
-def beside(real: CellImages, painted: CellImages, path: Path, each: int = 6) -> None:
-    "A row per type: the first real cells, and the first painted ones."
-    figure = Picture(figsize=(0.52 * (2 * each + 4), 0.55 * len(real.classes) + 0.3), layout="constrained", dpi=80)
-    figure.get_layout_engine().set(h_pad=0.01, w_pad=0.01, hspace=0, wspace=0)
-    axes = figure.subplots(len(real.classes), 2 * each + 1, width_ratios=[1] * each + [0.4] + [1] * each)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for k, row in enumerate(axes):
-        row[0].text(-0.1, 0.5, real.classes[k], transform=row[0].transAxes, ha="right", va="center", fontsize=8)
-        for start, cells in ((0, real), (each + 1, painted)):
-            for axis, image in zip(row[start:], to_uint8(cells.images[cells.labels == k][:each]), strict=False):
-                axis.imshow(image, interpolation="nearest")
-    axes[0, 2].set_title("real, never trained on", fontsize=8)
-    axes[0, each + 3].set_title("painted", fontsize=8)
-    figure.savefig(path, pil_kwargs={"quality": 75})
-
-
 def whole(real: CellImages, held_out: CellImages, network: NetworkConfig, settings: TrainConfig, device: torch.device, work: Path, picture: Path) -> dict:
     "One pretraining from start to end under a watch for memorisation, resumable; kept in `work`, and painted beside real cells. A generator that lies there is only measured."
     watch, minutes = MemorisationWatch(real, held_out, network, n=200, limit=1.0), None
@@ -296,7 +279,7 @@ def whole(real: CellImages, held_out: CellImages, network: NetworkConfig, settin
     floor = kernel_distance(features(held_out.images[::2]), features(held_out.images[1::2]))
     images = generator.sample(labels, range(len(labels)), steps=18)
     near = precision_recall_density_coverage(reals, features(images), real_labels=held_out.labels, synthetic_labels=labels)
-    beside(held_out, CellImages(images, labels, real.classes), picture)
+    show_beside({"real, never trained on": held_out, "painted": CellImages(images, labels, real.classes)}, 6).savefig(picture, pil_kwargs={"quality": 75})
     return {"minutes": minutes, "steps": int(history["step"].iloc[-1]), "training images": len(real), "images_per_second": float(history["images_per_second"].median()), "parameters": sum(p.numel() for p in generator.unet.parameters()),
             "kernel_distance": kernel_distance(reals, features(images)), "kernel_distance of real halves": floor, "precision": near["precision"], "coverage": near["coverage"], "copies": nearest_training_check(real.images, held_out.images, images).pixels, "n": len(labels),
             "looks": history.dropna(subset="nearer_to_training")[["step", "nearer_to_training", "nearer_low", "nearer_high"]].to_dict("records"), "loss": history.dropna(subset="loss")[["step", "loss"]].iloc[::5].round(4).to_dict("records")}

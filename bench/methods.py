@@ -37,7 +37,7 @@ import torch
 
 from pathloop.checklist import load_checklist
 from pathloop.core import atomic_folder, read_json, write_json
-from pathloop.data import CellImages, Picture, to_uint8
+from pathloop.data import CellImages, show_beside
 from pathloop.defects import DEFECTS, defects_of, inject
 from pathloop.diffusion import Generator, Pool, pretrain, sample_pool
 from pathloop.evaluate import fit_features, nearest_training_check
@@ -57,6 +57,7 @@ from pathloop.utility import downstream_accuracy
 REPORTED, LEARNING = 1_000_000, 10_000 # First seeds: of reported images (1, 2, 3 ... million), of pools
 CHOOSING, LESSON, PICKED = 500_000_000, 600_000_000, 700_000_000 # Far from the reported: for choosing guidance, for distilling, for the best of four
 GUIDANCES, LOWEST = (1.5, 2.0, 2.5), (0.0, 0.3) # Tried: strengths, and lowest noise levels at which guidance acts
+WEAK, WEAK_STEPS = (24, 48, 48), 400 # For autoguidance: half the width, a tenth of the default's training
 GENTLE = FinetuneConfig(steps=100, learning_rate=5e-5, beta=1.0)
 PAPER = FinetuneConfig(steps=100, learning_rate=1e-4)
 LONG = FinetuneConfig(steps=400, batch_size=64, learning_rate=5e-4, average=0.99) # Continued training, long enough to unlearn faults; chosen on seed 9, see above
@@ -134,13 +135,27 @@ class Setting:
         return {"guidance": found["guidance"], "interval": tuple(found["interval"])}
 
     def _choose(self) -> dict:
-        tried, judge = [], self.judges["judge"]
-        for low in LOWEST:
-            for guidance in GUIDANCES:
-                way = {"guidance": guidance, "interval": (low, 100.0)}
-                pool = quick(sample_pool, self.generator, 20, CHOOSING, **way)
-                tried.append(way | {"accepted": float(judge.plausible(pool.images, pool.labels).mean()), "n": len(pool)})
+        return self._try([{"guidance": guidance, "interval": (low, 100.0)} for low in LOWEST for guidance in GUIDANCES])
+
+    def _try(self, ways: list[dict], **more) -> dict:
+        "Of settings of sampling, the one whose images the judge accepts most."
+        tried = []
+        for way in ways:
+            pool = quick(sample_pool, self.generator, 20, CHOOSING, **way, **more)
+            tried.append(way | {"accepted": float(self.judges["judge"].plausible(pool.images, pool.labels).mean()), "n": len(pool)})
         return {"tried": tried, "best": max(tried, key=lambda way: way["accepted"])}
+
+    @cached_property
+    def weak(self) -> Generator:
+        "A smaller network with less training on the same images, to be led away from (autoguidance, arXiv 2406.02507)."
+        shape, settings = replace(self.generator.config, channels=WEAK), TrainConfig(steps=WEAK_STEPS)
+        return network(self.work / "weak", lambda: pretrain(self.real["train"], shape, settings))
+
+    @cached_property
+    def autoguidance(self) -> dict:
+        "The untouched generator's best autoguidance, as settings of its sampling."
+        found = read(self.work / "autoguidance.json", lambda: self._try([{"guide_scale": scale} for scale in GUIDANCES], guide=self.weak))["best"]
+        return {"guide": self.weak, "guide_scale": found["guide_scale"]}
 
     @cached_property
     def distilled(self) -> Generator:
@@ -358,6 +373,7 @@ def _arms() -> list[Arm]:
     arms = [
         Arm("untouched", 1, True, lambda r, c, s: r.at(r.generator, c, s)),
         Arm("untouched, guided", 2, True, lambda r, c, s: r.at(r.generator, c, s, **best(r))),
+        Arm("untouched, autoguided", 2, True, lambda r, c, s: r.at(r.generator, c, s, **r.setting.autoguidance)),
         Arm("guidance distilled", 1, True, lambda r, c, s: r.at(r.setting.distilled, c, s)),
         Arm("real-only, guided", 2, True, lambda r, c, s: r.at(r.tuned("real-only"), c, s, **best(r))),
         Arm("away from the pool, guided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.away(feedback=False))),
@@ -426,24 +442,12 @@ def judge_all(setting: Setting, runs: list[Run], arms: list[Arm], metrics_for: l
     return rows
 
 
-def picture(real: CellImages, run: Run, arms: list[str], path: Path, each: int = SHOWN) -> None:
-    "A row per type: real training images at random, then for each arm the first places of its type, the same in all."
-    random, pools = np.random.default_rng(0), {arm: Pool.load(run.work / "arms" / arm) for arm in arms}
-    blocks = {"real, to learn from": CellImages(real.images, real.labels, real.classes).subset(random.permutation(len(real)))} | {
+def picture(real: CellImages, run: Run, arms: list[str], path: Path) -> None:
+    "Real training images at random, then for each arm the first places of each type, the same in all."
+    pools = {arm: Pool.load(run.work / "arms" / arm) for arm in arms}
+    sets = {"real, to learn from": real.subset(np.random.default_rng(0).permutation(len(real)))} | {
         name: CellImages(pool.images, pool.labels, pool.classes) for name, pool in pools.items()}
-    figure = Picture(figsize=(0.5 * (len(blocks) * (each + 0.4) + 3), 0.52 * len(real.classes) + 0.4), layout="constrained", dpi=80)
-    figure.get_layout_engine().set(h_pad=0.03, w_pad=0.01, hspace=0, wspace=0)
-    axes = figure.subplots(len(real.classes), len(blocks) * (each + 1), width_ratios=([1] * each + [0.4]) * len(blocks))
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for k, row in enumerate(axes):
-        row[0].text(-0.1, 0.5, real.classes[k], transform=row[0].transAxes, ha="right", va="center", fontsize=8)
-        for start, cells in zip(range(0, len(row), each + 1), blocks.values(), strict=True):
-            for axis, image in zip(row[start : start + each], to_uint8(cells.images[cells.labels == k][:each]), strict=True):
-                axis.imshow(image, interpolation="nearest")
-    for start, name in zip(range(0, axes.shape[1], each + 1), blocks, strict=True):
-        axes[0, start + each // 2].set_title(name, fontsize=8)
-    figure.savefig(path, pil_kwargs={"quality": 75})
+    show_beside(sets, SHOWN).savefig(path, pil_kwargs={"quality": 75})
 
 
 def compact(row: dict) -> dict:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['GROUP_COLUMNS', 'SPLIT_COLUMNS', 'FEWEST', 'from_uint8', 'to_uint8', 'Picture', 'show_grid', 'CellImages',
-           'load_images', 'open_images', 'split_by_use', 'drop_small_classes']
+           'load_images', 'open_images', 'split_by_use', 'drop_small_classes', 'show_beside']
 
 # %% ../nbs/01_data.ipynb #c003
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -346,3 +346,28 @@ def drop_small_classes(
     rest = cells.subset(np.isin(cells.labels, [cells.classes.index(name) for name in kept]))
     labels = np.array([kept.index(cells.classes[label]) for label in rest.labels], np.int64)
     return replace(rest, labels=labels, classes=kept), dropped
+
+# %% ../nbs/01_data.ipynb #b65ffdd1
+def show_beside(
+    sets: Mapping[str, CellImages], # Title of each block and its images, all of the same classes
+    each: int = 5, # First images of each class that are shown; fewer leave gaps
+) -> Picture:
+    "A row per class, a block per set. Raises `ValueError` without a set, on sets of different classes, and on `each` below 1."
+    names = [cells.classes for cells in sets.values()]
+    if not names or any(found != names[0] for found in names):
+        raise ValueError(f"sets must be at least one, all of the same classes; got {dict(zip(sets, names, strict=True))}")
+    if each < 1:
+        raise ValueError(f"each must be at least 1; got {each}")
+    figure = Picture(figsize=(0.5 * (len(sets) * (each + 0.4) + 3), 0.52 * len(names[0]) + 0.4), layout="constrained", dpi=80)
+    figure.get_layout_engine().set(h_pad=0.03, w_pad=0.01, hspace=0, wspace=0) # type: ignore[union-attr, call-arg]
+    axes = figure.subplots(len(names[0]), len(sets) * (each + 1), width_ratios=([1] * each + [0.4]) * len(sets), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for label, (name, row) in enumerate(zip(names[0], axes, strict=True)):
+        row[0].text(-0.1, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+        for block, cells in enumerate(sets.values()):
+            for i, image in enumerate(to_uint8(cells.images[np.flatnonzero(cells.labels == label)[:each]])):
+                row[block * (each + 1) + i].imshow(image, interpolation="nearest")
+    for block, title in enumerate(sets):
+        axes[0, block * (each + 1) + each // 2].set_title(title, fontsize=8)
+    return figure

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pathloop.data import CellImages, drop_small_classes, load_images, show_grid, split_by_use, to_uint8
+from pathloop.data import CellImages, drop_small_classes, load_images, show_beside, show_grid, split_by_use, to_uint8
 
 
 def make_cells(counts: dict[str, int], copies: int = 1, seed: int = 0) -> CellImages:
@@ -129,6 +129,20 @@ def test_grid_draws_every_image() -> None:
     cells = make_cells({"a": 5})
     figure = show_grid(cells.images, cells.labels, cells.classes, columns=3)
     assert sum(bool(axis.images) for axis in figure.axes) == 5
+
+
+def test_sets_side_by_side_keep_their_rows_and_blocks() -> None:
+    many, few = make_cells({"a": 5, "b": 4}), make_cells({"a": 1, "b": 2})
+    axes = np.array(show_beside({"many": many, "few": few}, each=3).axes).reshape(2, 8)
+    drawn = np.array([[bool(axis.images) for axis in row] for row in axes]).astype(int)
+    assert drawn.tolist() == [[1, 1, 1, 0, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0]]
+    first_b_of_few = to_uint8(few.images[few.labels == 1])[0]
+    assert (np.asarray(axes[1, 4].images[0].get_array()) == first_b_of_few).all()
+    assert [axis.get_title() for axis in axes[0] if axis.get_title()] == ["many", "few"]
+    with pytest.raises(ValueError, match="at least one, all of the same classes"):
+        show_beside({})
+    with pytest.raises(ValueError, match="each must be at least 1; got 0"):
+        show_beside({"many": many}, each=0)
 
 
 @pytest.mark.slow

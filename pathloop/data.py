@@ -347,7 +347,7 @@ def drop_small_classes(
     labels = np.array([kept.index(cells.classes[label]) for label in rest.labels], np.int64)
     return replace(rest, labels=labels, classes=kept), dropped
 
-# %% ../nbs/01_data.ipynb #b65ffdd1
+# %% ../nbs/01_data.ipynb #c031
 def show_beside(
     sets: Mapping[str, CellImages], # Title of each block and its images, all of the same classes
     each: int = 5, # First images of each class that are shown; fewer leave gaps

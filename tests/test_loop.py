@@ -18,8 +18,11 @@ from PIL import Image
 
 from pathloop.core import file_hash, read_json, write_json
 from pathloop.data import to_uint8
+from pathloop.diffusion import sample_pool
 from pathloop.finetune import FinetuneConfig, best_part, finetune
+from pathloop.guide import DistillConfig, distil
 from pathloop.loop import (
+    LED_AWAY,
     TINY,
     NeedsFeedback,
     Study,
@@ -220,6 +223,10 @@ def test_a_curated_study_learns_from_the_real_images_that_the_reward_likes(tmp_p
     by_hand = finetune(study.generator(), study.pool(), np.ones(len(study.pool())), liked, "real-only", settings)
     assert study.generator("curated").id == by_hand.id != study.generator("real-only").id
     assert card["settings"]["real_share"] == 0.25 and card["settings"]["steps"] == study.card("generators/real-only")["settings"]["steps"]
+    lesson = sample_pool(by_hand, 8, 4_000_000, steps=8, guide=study.generator(), **LED_AWAY)
+    taught = distil(by_hand, lesson, liked, guide=study.generator(), settings=DistillConfig(steps=3), **LED_AWAY)
+    assert study.generator("curated-distilled").id == taught.id and study.card("generators/curated-distilled")["settings"]["guide_scale"] == 3
+    assert study_arms("curated")["curated, distilled"].generator == "curated-distilled" and "curated, distilled" not in study_arms("kto")
 
 
 @pytest.mark.slow

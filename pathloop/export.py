@@ -174,7 +174,7 @@ def export_study(
     model = study.reward_model
     scores = pd.concat([pd.DataFrame({"p_plausible": model.score(pool.images, pool.labels)}), model.criteria_scores(pool.images, pool.labels).add_prefix("p_")], axis=1)
     settings = study.card(f"pools/{arm}")
-    generators = {study.card(f"generators/{path.name}")["results"]["id"]: path.name for path in sorted((study.folder / "generators").iterdir()) if (path / "card.json").exists()}
+    generators = {study.card(f"generators/{name}")["results"]["id"]: name for name in ("untouched", study.config.method, "real-only")}
     loss = study.generator(generators[pool.generator_id]).loss if with_generator and pool.generator_id in generators else None
     about = {"study": study.folder.resolve().name, "arm": arm, "sampling": pool.sampling.to_dict(), "training set": study.config.images if study.config.images == "smear" else "the study's own images",
              "feedback": f"{study.config.feedback} pathologist", "scores": "calibrated opinion of a reward model that learnt the feedback; no person's verdict", "pool": file_hash(study.folder / "pools" / arm / "pool.npz"), "sampled": settings["made"]}

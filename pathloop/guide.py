@@ -7,7 +7,7 @@ __all__ = ['Score', 'STRIDE', 'GUIDE', 'best_of', 'sample_accepted', 'reward_pus
 
 # %% ../nbs/09a_guide.ipynb #c003
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from .core import check_labels
 from .data import CellImages, from_uint8, to_uint8
-from .diffusion import Batches, Generator, ImagePush, Pool, denoise, random_loss
+from .diffusion import Batches, Generator, ImagePush, Pool, denoise, fingerprint, random_loss
 from .finetune import FinetuneConfig, LogPlausible, check_weights, finetune
 from .sampling import SampleConfig
-from .training import share, train
+from .training import Watch, share, train
 
 # %% ../nbs/09a_guide.ipynb #c008
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray] # (images, labels) -> a number for each, higher is better
@@ -156,6 +156,7 @@ def distil(
     interval: tuple[float, float] = (0.0, 100.0), # Noise levels at which the teacher is guided
     settings: DistillConfig | None = None, # How to distil; None takes the defaults
     checkpoint: str | Path | None = None, # File to resume from and to save to
+    watches: Sequence[Watch] = (), # Look at the averaged network along the way, and may end the run
 ) -> Generator: # Samples in one call per step what the teacher samples in two or three
     "Teach one network the guided estimate (arXiv 2210.03142). Raises `ValueError` when there is no guidance to distil, or input does not fit."
     settings = settings or DistillConfig()
@@ -181,6 +182,7 @@ def distil(
         return loss + settings.beta * random_loss(unet, *batches[1].draw(random), random, sigma_data).mean() if settings.beta else loss
 
     unet = copy.deepcopy(generator.unet)
-    identity = f"distilled {generator.id} {guidance} {guide.id if guide else ''} {guide_scale} {interval}"
-    history = train(unet, step_loss, settings, checkpoint, "distilling", identity=identity)
+    learnt = fingerprint(real.labels, real.images, images.images)
+    identity = f"distilled {generator.id} {guidance} {guide.id if guide else ''} {guide_scale} {interval} on {learnt}"
+    history = train(unet, step_loss, settings, checkpoint, "distilling", watches, identity=identity)
     return Generator(unet, list(generator.classes), generator.config, history, generator.codec)

@@ -11,7 +11,7 @@ import json
 import platform
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -39,12 +39,12 @@ from .panel import Panel
 from .pathologist import Judge, SimulatedPathologist, fit_judge, fit_pathologist
 from .reward import RewardModel, fit_reward
 from .smear import make_smear
-from .training import TrainConfig
+from .training import TrainConfig, Watch
 from .watch import MemorisationWatch
 
 # %% ../nbs/12_loop.ipynb #c006
 STUDY_METHODS = {name: about for name, about in METHODS.items() if name != "real-only"} | {
-    "curated": "real images only, those of each type that the reward likes best: for an archive that nobody has sorted",
+    "curated": "real images only, those of each type that the reward likes best, then away from the network that learned them all, distilled into one: for an archive that nobody has sorted",
     "feedback-guidance": "guidance away from a copy tuned on the rejected images, on top of classifier-free guidance, distilled into one network",
 }
 
@@ -200,7 +200,7 @@ def _step(home: Path, folder: str, settings: dict[str, Any], inputs: list[str], 
 STEPS = ("prepare", "judges", "pretrain", "sample", "review", "reward", "finetune", "arms", "evaluate", "report")
 ROUND_STEPS = ("sample", "review", "reward", "finetune") # Those that every round makes
 _FRESH, _CHOOSING, _LESSON = 1_000_000, 2_000_000, 4_000_000 # First seeds: reported images, choosing guidance, distillation
-LED_AWAY: dict[str, Any] = {"guidance": 1.5, "guide_scale": 3.0} # Of a curated generator led away from the untouched one; from the experiment with methods
+LED_AWAY: dict[str, Any] = {"guidance": 1.5, "guide_scale": 3.0} # Of "curated"; chosen in the experiment on methods, after 400 steps at a rate of 5e-4
 
 
 class Study:
@@ -271,13 +271,9 @@ class Study:
     @property
     def reward_model(self) -> RewardModel:
         "The reward model of the last round that has one."
-        self.card(f"rewards/round-{self.rewarded or 1}")
-        return RewardModel.load(self.folder / f"rewards/round-{self.rewarded}/model")
-
-    @property
-    def rewarded(self) -> int: # From 1; 0 before there is one
-        "The last round that has a reward model."
-        return max((r for r in range(1, self.config.rounds + 1) if (self.folder / f"rewards/round-{r}/model").exists()), default=0)
+        made = [r for r in range(1, self.config.rounds + 1) if (self.folder / f"rewards/round-{r}").exists()]
+        self.card(f"rewards/round-{max(made, default=1)}")
+        return RewardModel.load(self.folder / f"rewards/round-{max(made)}/model")
 
     @property
     def checklist(self) -> Checklist:
@@ -319,9 +315,10 @@ class Study:
 
     def _explainer(self) -> RewardExplainer | None:
         "What the last round's reward model makes of an image; None before there is one."
-        if not self.rewarded:
+        made = [r for r in range(1, self.config.rounds + 1) if (self.folder / f"rewards/round-{r}/model").exists()]
+        if not made:
             return None
-        images, labels, _, reviews = _judged(self, self.rewarded)
+        images, labels, _, reviews = _judged(self, made[-1])
         return RewardExplainer(self.reward_model, images, labels, reviews["verdict"])
 
     def drift(self) -> pd.DataFrame: # A row per round from the second on: round, n, mean score, plausible, gap, p, ece, ece limit, auroc with interval, request
@@ -548,7 +545,8 @@ def _drift(study: Study, round: int, earlier: RewardModel | None) -> dict[str, A
 def _finetune(study: Study, round: int) -> None:
     config, name = study.config, study.tuned(round)
     settings = {"steps": config.finetune_steps, "learning_rate": config.learning_rate, "beta": config.beta, "seed": config.seed}
-    chosen = {"real_share": config.real_share} if config.method == "curated" else {}
+    last = {"lesson_per_class": _lesson_size(study), "sampler_steps": config.sampler_steps, **LED_AWAY} if config.method == "curated" and round == config.rounds else {}
+    chosen = {"real_share": config.real_share, **last} if config.method == "curated" else {}
     if round > 1 and study.stopped(round - 1):
         study.say(f"  round {round} is left out: an earlier round was ended, because {study.stopped(round - 1)}")
         _step(study.folder, f"generators/{name}", {}, [f"generators/{study.tuned(round - 1)}"], lambda place: _copy(study, round - 1, place))
@@ -558,12 +556,9 @@ def _finetune(study: Study, round: int) -> None:
         if card["results"].get("stopped"):
             study.say(f"  ended by the guard: {card['results']['stopped']}. The last good generator is kept")
     if round == config.rounds:
-        if config.method == "curated":
-            inputs = [f"generators/{name}", "generators/untouched", f"rewards/round-{study.rewarded}", "real"]
-            _step(study.folder, "generators/curated-distilled", settings | chosen | LED_AWAY, inputs, lambda place: _lead_away(study, settings, place))
         control = settings | {"steps": config.finetune_steps * config.rounds}
         inputs = ["generators/untouched", "pools/round-1", "rewards/round-1", "real"]
-        _step(study.folder, "generators/real-only", control, inputs, lambda place: _control(study, FinetuneConfig.from_dict(control), place))
+        _step(study.folder, "generators/real-only", control | last, inputs, lambda place: _control(study, FinetuneConfig.from_dict(control), place))
 
 
 def _copy(study: Study, round: int, place: Path) -> dict[str, Any]:
@@ -590,6 +585,8 @@ def _weights(study: Study, round: int) -> np.ndarray:
 def _control(study: Study, settings: FinetuneConfig, place: Path) -> dict[str, Any]:
     checkpoint = _checkpoint(study, "real-only")
     generator = finetune(study.generator(), study.pool(), _weights(study, 1), study.real("train"), "real-only", settings, checkpoint)
+    if study.config.method == "curated":
+        generator = _lead_away(study, generator, study.real("train"), replace(settings, steps=study.config.finetune_steps), "real-only")
     checkpoint.unlink(missing_ok=True)
     _keep(generator, place)
     return {"id": generator.id}
@@ -609,29 +606,34 @@ def _tune(study: Study, round: int, settings: FinetuneConfig, place: Path) -> di
         guard = Guard(start, study.judge.plausible, reward.score, texture_features, learnt, others, per_class=8)
         watched = replace(settings, watch_every=max(1, settings.steps // 3))
         generator = guard.last_good(finetune(start, pool, weights, learnt, method, watched, checkpoint, reward=reward.log_plausible, watches=[guard]))
+        if study.config.method == "curated" and round == study.config.rounds and not guard.stopped:
+            watches = [lambda step, unet: guard(settings.steps + step, unet)]
+            generator = guard.last_good(_lead_away(study, generator, learnt, watched, "curated", watches))
         found = {"stopped": guard.stopped, "guard": guard.looks}
     checkpoint.unlink(missing_ok=True)
     _keep(generator, place)
     return {"id": generator.id, **found}
 
 
-def _lead_away(study: Study, settings: dict[str, Any], place: Path) -> dict[str, Any]:
-    "The curated generator, led away from the untouched one that learned the whole archive, in one network."
-    start, untouched, reward, train = study.generator("curated"), study.generator(), study.reward_model, study.real("train")
-    liked = best_part(train, reward.score(train.images, train.labels), study.config.real_share)
-    lesson = sample_pool(start, study.config.pool_per_class // 2 or 1, _LESSON, steps=study.config.sampler_steps, guide=untouched, **LED_AWAY)
-    checkpoint = _checkpoint(study, "curated-distilled")
-    generator = distil(start, lesson, liked, guide=untouched, settings=DistillConfig(steps=settings["steps"], seed=settings["seed"]), checkpoint=checkpoint, **LED_AWAY)
+def _lesson_size(study: Study) -> int:
+    return study.config.pool_per_class // 2 or 1
+
+
+def _lead_away(study: Study, start: Generator, real: CellImages, settings: FinetuneConfig, name: str, watches: Sequence[Watch] = ()) -> Generator:
+    "A generator led away from the untouched one, which learned the whole archive, in one network."
+    untouched = study.generator()
+    lesson = sample_pool(start, _lesson_size(study), _LESSON, steps=study.config.sampler_steps, guide=untouched, **LED_AWAY)
+    how, checkpoint = DistillConfig(steps=settings.steps, seed=settings.seed, watch_every=settings.watch_every), _checkpoint(study, f"{name}-led-away")
+    generator = distil(start, lesson, real, guide=untouched, settings=how, checkpoint=checkpoint, watches=watches, **LED_AWAY)
     checkpoint.unlink(missing_ok=True)
-    _keep(generator, place)
-    return {"id": generator.id}
+    return generator
 
 
 def _guide_and_distil(study: Study, round: int, start: Generator, pool: Pool, weights: np.ndarray, settings: FinetuneConfig) -> Generator:
     "Learn what to be led away from, and teach one network the guided estimate; later rounds start from a network that has its guidance in it."
     guidance, train = _choose_guidance(study) if round == 1 else 1.0, study.real("train")
     guide = fit_guide(start, pool, weights, train, replace(GUIDE, steps=max(1, settings.steps // 2), seed=settings.seed))
-    lesson = sample_pool(start, study.config.pool_per_class // 2 or 1, _LESSON * round, guidance, study.config.sampler_steps, guide, guide_scale=2.0)
+    lesson = sample_pool(start, _lesson_size(study), _LESSON * round, guidance, study.config.sampler_steps, guide, guide_scale=2.0)
     return distil(start, lesson, train, guidance, guide, 2.0, settings=DistillConfig(steps=settings.steps, seed=settings.seed))
 
 # %% ../nbs/12_loop.ipynb #c024
@@ -651,12 +653,10 @@ def study_arms(
     arms = {
         "untouched": StudyArm("untouched", False, True, "The pretrained generator, no guidance"),
         "untouched, guided": StudyArm("untouched", True, True, "The pretrained generator at its best guidance: needs no feedback, costs twice the sampling"),
-        "real-only": StudyArm("real-only", False, True, "As many finetuning steps on real images only"),
+        "real-only": StudyArm("real-only", False, True, f"As many finetuning steps on real images only{', led away and distilled alike' if method == 'curated' else ''}"),
         method: StudyArm(method, False, False, f"Finetuned on the pathologist's feedback ({STUDY_METHODS[method]})"),
     }
-    if method == "curated":
-        arms["curated, distilled"] = StudyArm("curated-distilled", False, False, "The same, led away from the pretrained generator, taught to one network: one call")
-    if method != "feedback-guidance": # Has its guidance in it
+    if method not in ("curated", "feedback-guidance"): # Those have their guidance in them
         arms[f"{method}, guided"] = StudyArm(method, True, False, "Finetuned on feedback, then guided as above")
     return arms
 
@@ -742,7 +742,7 @@ def _report(study: Study) -> Path:
     notes = ["The feedback is simulated: a program measured the cells. It is no pathologist's opinion."] if config.feedback == "simulated" else []
     path = study.folder / "reports" / "report.html"
     report.save_html(path, title=f"pathloop study: {study.folder.resolve().name}", story=_story(study), train=study.real("train"), test=study.real("test"),
-                     arms=_judged_arms(study), before="untouched", after="curated, distilled" if config.method == "curated" else config.method, curves=_curves(study), cards=[study.card(name) for name in names], notes=notes)
+                     arms=_judged_arms(study), before="untouched", after=config.method, curves=_curves(study), cards=[study.card(name) for name in names], notes=notes)
     study.say(f"  {path}")
     return path
 

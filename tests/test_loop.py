@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from pathloop.core import file_hash, read_json, write_json
-from pathloop.data import to_uint8
+from pathloop.data import CellImages, to_uint8
 from pathloop.diffusion import sample_pool
 from pathloop.finetune import FinetuneConfig, best_part, finetune
 from pathloop.guide import DistillConfig, distil
@@ -219,14 +219,19 @@ def test_a_curated_study_learns_from_the_real_images_that_the_reward_likes(tmp_p
     liked = best_part(train, reward.score(train.images, train.labels), 0.25)
     assert len(liked) < 0.3 * len(train)
     card = study.card("generators/curated")
-    settings = FinetuneConfig.from_dict({name: value for name, value in card["settings"].items() if name != "real_share"})
-    by_hand = finetune(study.generator(), study.pool(), np.ones(len(study.pool())), liked, "real-only", settings)
-    assert study.generator("curated").id == by_hand.id != study.generator("real-only").id
-    assert card["settings"]["real_share"] == 0.25 and card["settings"]["steps"] == study.card("generators/real-only")["settings"]["steps"]
-    lesson = sample_pool(by_hand, 8, 4_000_000, steps=8, guide=study.generator(), **LED_AWAY)
-    taught = distil(by_hand, lesson, liked, guide=study.generator(), settings=DistillConfig(steps=3), **LED_AWAY)
-    assert study.generator("curated-distilled").id == taught.id and study.card("generators/curated-distilled")["settings"]["guide_scale"] == 3
-    assert study_arms("curated")["curated, distilled"].generator == "curated-distilled" and "curated, distilled" not in study_arms("kto")
+    of_tuning = ("steps", "learning_rate", "beta", "seed")
+    settings = FinetuneConfig.from_dict({name: card["settings"][name] for name in of_tuning})
+
+    def by_hand(real: CellImages) -> str:
+        start, how = study.generator(), DistillConfig(steps=3)
+        tuned = finetune(start, study.pool(), np.ones(len(study.pool())), real, "real-only", settings)
+        lesson = sample_pool(tuned, 8, 4_000_000, steps=8, guide=start, **LED_AWAY)
+        return distil(tuned, lesson, real, guide=start, settings=how, **LED_AWAY).id
+
+    assert study.generator("curated").id == by_hand(liked) != study.generator("real-only").id == by_hand(train)
+    assert {"real_share": 0.25, "guide_scale": 3.0, "lesson_per_class": 8, "sampler_steps": 8}.items() <= card["settings"].items()
+    assert [look["step"] for look in card["results"]["guard"]] == [0, 1, 2, 3, 4, 5, 6] and not list((study.folder / "work").glob("*"))
+    assert not study_arms("curated")["curated"].guided and "curated, guided" not in study_arms("curated") and "kto, guided" in study_arms("kto")
 
 
 @pytest.mark.slow

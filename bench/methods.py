@@ -11,7 +11,8 @@ different kind and taught on different images: one gives the feedback (`giver`),
 than those reported. One pretrained generator; the seeds are those of pool, feedback, reward, finetuning and sampled images.
 
 The settings of the methods were fixed before any of their images was judged, and are not tuned per method. The curated arms are an
-exception: theirs (`LONG`, and what is distilled) were chosen on seed 9 of the first archive below, where both judges were asked.
+exception: theirs (`LONG`, and what is distilled) were chosen on seed 9 of the first archive below, where both judges were asked, and how far
+to lead away (`pathloop.loop.LED_AWAY`) on seed 9 of the blurred one.
 
 "faulty smear" is a laboratory whose archive nobody has sorted: one training image in three has a fault of `pathloop.defects`, each kind as
 often as its types allow. A generator that learns them paints them, and no guidance by type can tell it not to. Its judges and its test
@@ -45,7 +46,7 @@ from pathloop.experts import ExpertPathologist, fit_expert_pathologist
 from pathloop.finetune import FinetuneConfig, best_part, finetune
 from pathloop.guide import DistillConfig, best_of, distil, fit_guide, reward_push
 from pathloop.intervals import mcnemar, paired_gain, wilson_interval
-from pathloop.loop import StudyConfig, _real_parts, open_cells, save_cells, shipped_generator
+from pathloop.loop import LED_AWAY, StudyConfig, _real_parts, open_cells, save_cells, shipped_generator
 from pathloop.metrics import kernel_distance, realism_test
 from pathloop.neighbours import precision_recall_density_coverage
 from pathloop.pathologist import SimulatedPathologist, fit_pathologist
@@ -81,7 +82,6 @@ SHOWN = 5 # Images of each type in a picture
 FAULTY, SOUND_OF_TYPE, FAULTY_OF_TYPE = "faulty smear", 160, 80
 GUIDE, GUIDE_SCALE = FinetuneConfig(steps=80, learning_rate=2e-4, beta=0.0, normalise=True), 1.5
 DISTIL = DistillConfig(steps=160)
-AWAY = {"guidance": 1.5, "guide_scale": 3.0} # Of a curated generator led away from the untouched one; chosen on seed 9, see above
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,10 @@ class Setting:
 
     @cached_property
     def autoguidance(self) -> dict:
-        "The untouched generator's best autoguidance, as settings of its sampling."
-        found = read(self.work / "autoguidance.json", lambda: self._try([{"guide_scale": scale} for scale in GUIDANCES], guide=self.weak))["best"]
-        return {"guide": self.weak, "guide_scale": found["guide_scale"]}
+        "The untouched generator's best autoguidance, alone or on top of gentle guidance by type, as settings of its sampling."
+        ways = [{"guidance": guidance, "guide_scale": scale} for guidance in (1.0, LED_AWAY["guidance"]) for scale in (*GUIDANCES, LED_AWAY["guide_scale"])]
+        found = read(self.work / "autoguidance.json", lambda: self._try(ways, guide=self.weak))["best"]
+        return {"guide": self.weak, **{name: found[name] for name in ways[0]}}
 
     @cached_property
     def distilled(self) -> Generator:
@@ -327,7 +328,7 @@ class Run:
 
     def led(self) -> dict:
         "Sampling settings: guided more gently, and led away from the untouched generator, which learned the whole archive."
-        return {**self.setting.best, **AWAY, "guide": self.generator}
+        return {**self.setting.best, **LED_AWAY, "guide": self.generator}
 
     def curated_once(self, feedback: bool, led: bool = False) -> Generator:
         "The same with its guidance in it: one call."
@@ -378,7 +379,7 @@ def _arms() -> list[Arm]:
     arms = [
         Arm("untouched", 1, True, lambda r, c, s: r.at(r.generator, c, s)),
         Arm("untouched, guided", 2, True, lambda r, c, s: r.at(r.generator, c, s, **best(r))),
-        Arm("untouched, autoguided", 2, True, lambda r, c, s: r.at(r.generator, c, s, **r.setting.autoguidance)),
+        Arm("untouched, autoguided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.setting.autoguidance)),
         Arm("guidance distilled", 1, True, lambda r, c, s: r.at(r.setting.distilled, c, s)),
         Arm("real-only, guided", 2, True, lambda r, c, s: r.at(r.tuned("real-only"), c, s, **best(r))),
         Arm("away from the pool, guided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.away(feedback=False))),
@@ -532,7 +533,8 @@ def main() -> None:
                    "plausible": int((source.reviews["verdict"] == "plausible").sum())} for run in runs for name in ("plain", "guided")
                   for source in [getattr(run, name)] if (source.folder / "reward").exists()]
         given.out.write_text(json.dumps({"date": str(date.today()), "device": f"{platform.machine()}, {torch.get_num_threads()} threads", "images": given.images,
-                                         "guidance": read_json(given.work / "guidance.json"), "real_accepted": real, "n_test": len(test), "reward": reward,
+                                         "guidance": read_json(given.work / "guidance.json"), "autoguidance": read_json(tried) if (tried := given.work / "autoguidance.json").exists() else None,
+                                         "real_accepted": real, "n_test": len(test), "reward": reward,
                                          "table": found.to_dict("records"), "rows": [compact(row) for row in rows]}, indent=1, default=float))
 
 

@@ -44,9 +44,18 @@ from pathloop.diffusion import Generator, Pool, pretrain, sample_pool
 from pathloop.evaluate import fit_features, nearest_training_check
 from pathloop.experts import ExpertPathologist, fit_expert_pathologist
 from pathloop.finetune import FinetuneConfig, best_part, finetune
-from pathloop.guide import DistillConfig, best_of, distil, fit_guide, reward_push
+from pathloop.guide import best_of, distil, fit_guide, reward_push
 from pathloop.intervals import mcnemar, paired_gain, wilson_interval
-from pathloop.loop import LED_AWAY, StudyConfig, _real_parts, open_cells, save_cells, shipped_generator
+from pathloop.loop import (
+    CURATING,
+    DISTILLING,
+    LED_AWAY,
+    StudyConfig,
+    _real_parts,
+    open_cells,
+    save_cells,
+    shipped_generator,
+)
 from pathloop.metrics import kernel_distance, realism_test
 from pathloop.neighbours import precision_recall_density_coverage
 from pathloop.pathologist import SimulatedPathologist, fit_pathologist
@@ -56,32 +65,49 @@ from pathloop.training import TrainConfig
 from pathloop.utility import downstream_accuracy
 
 REPORTED, LEARNING = 1_000_000, 10_000 # First seeds: of reported images (1, 2, 3 ... million), of pools
-CHOOSING, LESSON, PICKED = 500_000_000, 600_000_000, 700_000_000 # Far from the reported: for choosing guidance, for distilling, for the best of four
+CHOOSING, LESSON, PICKED, FURTHER = 500_000_000, 600_000_000, 700_000_000, 800_000_000 # Far from the reported: for choosing guidance, for distilling, for the best of four, for further pools
 GUIDANCES, LOWEST = (1.5, 2.0, 2.5), (0.0, 0.3) # Tried: strengths, and lowest noise levels at which guidance acts
 WEAK, WEAK_STEPS = (24, 48, 48), 400 # For autoguidance: half the width, a tenth of the default's training
 GENTLE = FinetuneConfig(steps=100, learning_rate=5e-5, beta=1.0)
 PAPER = FinetuneConfig(steps=100, learning_rate=1e-4)
-LONG = FinetuneConfig(steps=400, batch_size=64, learning_rate=5e-4, average=0.99) # Continued training, long enough to unlearn faults; chosen on seed 9, see above
-SETTINGS = { # Settings, pool sampled with guidance?, weights from feedback?
-    "reward-weighted": (PAPER, False, True),
-    "reward-weighted, all weights 1": (PAPER, False, False),
-    "reward-weighted, beta 3": (replace(PAPER, beta=3.0), False, True),
-    "reward-weighted, coarse noise only": (replace(PAPER, noise_from=0.3, beta=1.0), False, True),
-    "reward-weighted, guided pool": (PAPER, True, True),
-    "reward-weighted, guided pool, all weights 1": (PAPER, True, False),
-    "sft": (PAPER, True, True),
-    "kto": (GENTLE, True, True),
-    "dpo": (GENTLE, True, True),
-    "nft": (GENTLE, True, True),
-    "draft": (replace(GENTLE, steps=40), True, True),
-    "real-only": (PAPER, False, False),
-    "real-only, long": (LONG, False, False),
-    "reward-weighted, long": (replace(LONG, batch_size=32), False, True),
-}
+LONG = CURATING # Continued training, long enough to unlearn faults; chosen on seed 9, see above
 SHOWN = 5 # Images of each type in a picture
 FAULTY, SOUND_OF_TYPE, FAULTY_OF_TYPE = "faulty smear", 160, 80
 GUIDE, GUIDE_SCALE = FinetuneConfig(steps=80, learning_rate=2e-4, beta=0.0, normalise=True), 1.5
-DISTIL = DistillConfig(steps=160)
+
+
+@dataclass(frozen=True)
+class Way:
+    "How a network is finetuned."
+
+    settings: FinetuneConfig
+    guided: bool = False # Pool sampled with guidance?
+    feedback: bool = True # Weights from feedback, or all 1
+    larger: int = 1 # Times as many pool images; no more are judged
+    rounds: int = 1 # Each with a fresh pool, sampled from the network so far
+    sorted_anchor: bool = False # The real images are those that the reward likes
+
+
+SETTINGS = {
+    "reward-weighted": Way(PAPER),
+    "reward-weighted, all weights 1": Way(PAPER, feedback=False),
+    "reward-weighted, beta 0": Way(replace(PAPER, beta=0.0)),
+    "reward-weighted, beta 3": Way(replace(PAPER, beta=3.0)),
+    "reward-weighted, coarse noise only": Way(replace(PAPER, noise_from=0.3, beta=1.0)),
+    "reward-weighted, guided pool": Way(PAPER, guided=True),
+    "reward-weighted, guided pool, all weights 1": Way(PAPER, guided=True, feedback=False),
+    "reward-weighted, four times the pool": Way(PAPER, larger=4),
+    "reward-weighted, four fresh pools": Way(PAPER, rounds=4),
+    "reward-weighted, sorted anchor": Way(PAPER, sorted_anchor=True),
+    "sft": Way(PAPER, guided=True),
+    "kto": Way(GENTLE, guided=True),
+    "dpo": Way(GENTLE, guided=True),
+    "nft": Way(GENTLE, guided=True),
+    "draft": Way(replace(GENTLE, steps=40), guided=True),
+    "real-only": Way(PAPER, feedback=False),
+    "real-only, long": Way(LONG, feedback=False),
+    "reward-weighted, long": Way(replace(LONG, batch_size=32)),
+}
 
 
 @dataclass(frozen=True)
@@ -163,7 +189,7 @@ class Setting:
     def distilled(self) -> Generator:
         "The guided generator in one network: needs no feedback, so one for all seeds."
         lesson = quick(sample_pool, self.generator, 32, LESSON, **self.best)
-        return network(self.work / "guidance distilled", lambda: distil(self.generator, lesson, self.real["train"], settings=DISTIL, **self.best))
+        return network(self.work / "guidance distilled", lambda: distil(self.generator, lesson, self.real["train"], settings=DISTILLING, **self.best))
 
 
 class Giver:
@@ -261,6 +287,10 @@ class Feedback:
     def pool(self) -> Pool:
         return kept(self.shared, lambda: quick(sample_pool, self.run.generator, self.run.per_class, LEARNING * (1 + self.run.seed), **self.way))
 
+    def more(self, generator: Generator, times: int) -> Pool:
+        "Another pool, of other seeds, `times` as large."
+        return quick(sample_pool, generator, times * self.run.per_class, FURTHER + LEARNING * self.run.seed, **self.way)
+
     @cached_property
     def asked(self) -> np.ndarray:
         "As many of each type, at random."
@@ -299,6 +329,10 @@ class Run:
         self.work.mkdir(parents=True, exist_ok=True)
         self.generator, self.train = setting.generator, setting.real["train"]
 
+    def place(self, arm: Arm) -> Path:
+        "Where its images lie: those of the untouched generator are the same for all budgets."
+        return (self.setting.work / f"seed-{self.seed}" if arm.name.startswith("untouched") else self.work) / "arms" / arm.name
+
     @cached_property
     def plain(self) -> Feedback:
         return Feedback(self, guided=False)
@@ -308,11 +342,26 @@ class Run:
         return Feedback(self, guided=True)
 
     def tuned(self, name: str) -> Generator:
-        (settings, guided, feedback), method = SETTINGS[name], name.split(",")[0]
-        source = self.guided if guided else self.plain
-        weights = source.weights if feedback else np.ones(len(source.pool))
-        reward = source.reward.log_plausible if method == "draft" else None
-        return network(self.work / "networks" / name, lambda: finetune(self.generator, source.pool, weights, self.train, method, replace(settings, seed=self.seed), reward=reward))
+        way, method = SETTINGS[name], name.split(",")[0]
+        source = self.guided if way.guided else self.plain
+
+        def make() -> Generator:
+            real = self.better_half(True) if way.sorted_anchor else self.train
+            reward = source.reward.log_plausible if method == "draft" else None
+            pool, weights, generator = source.pool, source.weights if way.feedback else np.ones(len(source.pool)), self.generator
+            if way.larger > 1:
+                extra = source.more(generator, way.larger - 1)
+                pool = replace(pool, **{part: np.concatenate([getattr(pool, part), getattr(extra, part)]) for part in ("images", "labels", "seeds")})
+                weights = np.concatenate([weights, source.reward.score(extra.images, extra.labels)])
+            for i in range(way.rounds):
+                if i:
+                    pool = source.more(generator, 1)
+                    weights = source.reward.score(pool.images, pool.labels)
+                settings = replace(way.settings, steps=way.settings.steps // way.rounds, seed=self.seed + 100 * i)
+                generator = finetune(generator, pool, weights, real, method, settings, reward=reward)
+            return generator
+
+        return network(self.work / "networks" / name, make)
 
     def better_half(self, feedback: bool) -> CellImages:
         "The half of each type's real images that the reward likes better; without feedback, the half that its networks find more typical of the type."
@@ -335,7 +384,7 @@ class Run:
         def make() -> Generator:
             start, way = self.curated(feedback), self.led() if led else self.setting.best
             lesson = quick(sample_pool, start, 32, LESSON + LEARNING * self.seed, **way)
-            return distil(start, lesson, self.better_half(feedback), settings=replace(DISTIL, seed=self.seed), **way)
+            return distil(start, lesson, self.better_half(feedback), settings=replace(DISTILLING, seed=self.seed), **way)
 
         return network(self.work / "networks" / f"curated{'' if feedback else ' by real images alone'}{', led away' * led}, distilled", make)
 
@@ -365,7 +414,7 @@ class Run:
         way = self.away()
         lesson = kept(self.work / "lesson", lambda: quick(sample_pool, self.generator, 32, LESSON + LEARNING * self.seed, **way))
         return network(self.work / "networks" / "away from rejected, distilled", lambda: distil(
-            self.generator, lesson, self.train, settings=replace(DISTIL, seed=self.seed), **way))
+            self.generator, lesson, self.train, settings=replace(DISTILLING, seed=self.seed), **way))
 
     def at(self, generator: Generator, labels: np.ndarray, seeds: np.ndarray, **sampling) -> Pool:
         return quick(best_of, generator, labels, seeds, lambda images, _: np.zeros(len(images)), n=1, **sampling)
@@ -401,10 +450,10 @@ def _arms() -> list[Arm]:
         Arm("curated by real images alone, distilled", 1, True, lambda r, c, s: r.at(r.curated_once(False), c, s)),
         Arm("curated by real images alone, guided", 2, True, lambda r, c, s: r.at(r.curated(False), c, s, **best(r))),
     ]
-    for name, (_, _, feedback) in SETTINGS.items():
+    for name, way in SETTINGS.items():
         if name != "real-only":
-            arms.append(Arm(name, 1, not feedback, lambda r, c, s, name=name: r.at(r.tuned(name), c, s)))
-            arms.append(Arm(f"{name}, guided", 2, not feedback, lambda r, c, s, name=name: r.at(r.tuned(name), c, s, **best(r))))
+            arms.append(Arm(name, 1, not way.feedback, lambda r, c, s, name=name: r.at(r.tuned(name), c, s)))
+            arms.append(Arm(f"{name}, guided", 2, not way.feedback, lambda r, c, s, name=name: r.at(r.tuned(name), c, s, **best(r))))
     return arms
 
 
@@ -414,7 +463,7 @@ def sample_arms(run: Run, arms: list[Arm], per_class: int) -> dict[str, Pool]:
     found = {}
     for arm in arms:
         started = time.monotonic()
-        found[arm.name] = kept(run.work / "arms" / arm.name, lambda arm=arm: arm.sample(run, labels, seeds))
+        found[arm.name] = kept(run.place(arm), lambda arm=arm: arm.sample(run, labels, seeds))
         print(f"seed {run.seed}, {run.budget} labels, {arm.name}: {time.monotonic() - started:.0f} s", flush=True)
     return found
 
@@ -446,16 +495,16 @@ def judge_all(setting: Setting, runs: list[Run], arms: list[Arm], metrics_for: l
     for run in runs:
         for arm in arms:
             full = metrics_for is None or arm.name in metrics_for
-            pool = Pool.load(run.work / "arms" / arm.name)
-            path = run.work / "arms" / arm.name / f"measured{'' if full else '-verdicts'}.json"
+            pool = Pool.load(run.place(arm))
+            path = run.place(arm) / f"measured{'' if full else '-verdicts'}.json"
             found = read(path, lambda pool=pool, full=full: {"verdicts": bench.verdicts(pool.images, pool.labels)} | (bench.measure(pool.images, pool.labels) if full else {}))
             rows.append({"arm": arm.name, "cost": arm.cost, "control": arm.control, "seed": run.seed, "labels": run.budget, **found})
     return rows
 
 
-def picture(real: CellImages, run: Run, arms: list[str], path: Path) -> None:
+def picture(real: CellImages, run: Run, arms: list[Arm], path: Path) -> None:
     "Real training images at random, then for each arm the first places of each type, the same in all."
-    pools = {arm: Pool.load(run.work / "arms" / arm) for arm in arms}
+    pools = {arm.name: Pool.load(run.place(arm)) for arm in arms}
     sets = {"real, to learn from": real.subset(np.random.default_rng(0).permutation(len(real)))} | {
         name: CellImages(pool.images, pool.labels, pool.classes) for name, pool in pools.items()}
     show_beside(sets, SHOWN).savefig(path, pil_kwargs={"quality": 75})
@@ -524,7 +573,7 @@ def main() -> None:
     with pd.option_context("display.width", 250, "display.max_columns", 40, "display.max_rows", 200):
         print(found[[c for c in found if not c.endswith(("_low", "_high", "_by_seed"))]].round(3).to_string(index=False))
     if given.show:
-        picture(setting.real["train"], runs[0], given.show, given.out.with_suffix(".jpg"))
+        picture(setting.real["train"], runs[0], [arm for name in given.show for arm in arms if arm.name == name], given.out.with_suffix(".jpg"))
     if given.out:
         test = setting.real["test"]
         bench = Bench(setting)

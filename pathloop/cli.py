@@ -69,7 +69,7 @@ def demo(
     "The whole loop on embedded blood smears, from the generator that ships with the package."
     from pathloop.loop import TINY
 
-    _run(out, _config(TINY if tiny else {"generator": "smear-32"}))
+    _run(out, _config(TINY if tiny else {"generator": "smear-32", "best_of": 2}))
 
 
 @app.command(rich_help_panel=_ALL)

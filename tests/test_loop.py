@@ -9,18 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from pathloop.core import file_hash, read_json, write_json
 from pathloop.data import CellImages, to_uint8
 from pathloop.diffusion import sample_pool
 from pathloop.finetune import FinetuneConfig, best_part, finetune
-from pathloop.guide import DistillConfig, distil
+from pathloop.guide import STRIDE, DistillConfig, distil
 from pathloop.loop import (
     LED_AWAY,
     TINY,
@@ -35,6 +37,7 @@ from pathloop.loop import (
     study_arms,
     write_config,
 )
+from pathloop.pathologist import Judge
 from pathloop.reward import RewardModel
 from pathloop.smear import make_smear
 
@@ -60,14 +63,25 @@ def test_every_step_left_a_card_with_its_inputs(finished: Study) -> None:
 
 @pytest.mark.slow
 def test_arms_share_seeds_and_controls_are_there(finished: Study) -> None:
-    pools = {name: finished.pool(name) for name in study_arms()}
+    pools = {name: finished.pool(name) for name in finished.compared}
     first = pools["untouched"]
-    assert {"untouched, guided", "real-only"} <= set(pools)
+    assert {"untouched, guided", "real-only", "best of 2, guided"} <= set(pools)
     for name, pool in pools.items():
-        np.testing.assert_array_equal(pool.seeds, first.seeds)
+        np.testing.assert_array_equal(pool.seeds % STRIDE, first.seeds)
         np.testing.assert_array_equal(pool.labels, first.labels)
         assert name == "untouched" or np.abs(pool.images - first.images).max() > 0, name
     assert not set(first.seeds) & set(finished.pool("round-1").seeds), "reported on images that were learned from"
+
+
+@pytest.mark.slow
+def test_selection_keeps_what_the_reward_likes_of_the_guided_images(finished: Study) -> None:
+    guided, picked, score = finished.pool("untouched, guided"), finished.pool("best of 2, guided"), finished.reward_model.score
+    first = picked.seeds < STRIDE
+    assert 0 < first.sum() < len(first)
+    np.testing.assert_array_equal(picked.images[first], guided.images[first])
+    assert (score(picked.images, picked.labels) >= score(guided.images, guided.labels) - 1e-4).all()
+    assert finished.card("pools/best of 2, guided")["inputs"].keys() == {"generators/untouched", "rewards/round-1"}
+    assert not [name for name in study_arms("kto", best_of=1) if name.startswith("best of")] and study_arms()["best of 4, guided"].best_of == 4
 
 
 @pytest.mark.slow
@@ -211,15 +225,34 @@ def test_two_rounds_share_the_labels_and_a_guarded_end_leaves_out_the_second(tmp
     assert any("round 2 is left out: an earlier round was ended, because the judge accepts 9.0 points fewer" in line for line in said)
 
 
+def test_each_method_finetunes_in_its_own_way_unless_told_otherwise() -> None:
+    curated, gentle = StudyConfig(method="curated").finetuning(), StudyConfig(method="kto").finetuning()
+    assert (curated.steps, curated.learning_rate, curated.batch_size, curated.average) == (400, 5e-4, 64, 0.99)
+    assert (gentle.steps, gentle.learning_rate, gentle.batch_size, gentle.average) == (200, 5e-5, 32, 0.98)
+    told = StudyConfig(method="curated", finetune_steps=7, learning_rate=1e-5, beta=0.2, seed=3).finetuning()
+    assert (told.steps, told.learning_rate, told.beta, told.seed, told.batch_size) == (7, 1e-5, 0.2, 3, 64)
+    for name in ("finetune_steps", "learning_rate"):
+        with pytest.raises(ValueError, match=f"{name} must be above 0, or 0 for the method's own; got -1"):
+            StudyConfig(**{name: -1})
+
+
+@pytest.fixture(scope="module")
+def rewarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A curated study before its finetuning."
+    folder = tmp_path_factory.mktemp("curated") / "s"
+    config = StudyConfig(**TINY | {"method": "curated", "finetune_steps": 3, "reward_steps": 20, "real_share": 0.25})
+    Study.create(folder, config, say=lambda line: None).run(until="reward")
+    return folder
+
+
 @pytest.mark.slow
-def test_a_curated_study_learns_from_the_real_images_that_the_reward_likes(tmp_path: Path) -> None:
-    study = Study.create(tmp_path / "s", StudyConfig(**TINY | {"method": "curated", "finetune_steps": 3, "reward_steps": 20, "real_share": 0.25}), say=lambda line: None)
-    study.run(until="finetune")
+def test_a_curated_study_learns_from_the_real_images_that_the_reward_likes(rewarded: Path, tmp_path: Path) -> None:
+    study = Study(shutil.copytree(rewarded, tmp_path / "s"), say=lambda line: None).run(until="finetune")
     train, reward = study.real("train"), RewardModel.load(study.folder / "rewards/round-1/model")
     liked = best_part(train, reward.score(train.images, train.labels), 0.25)
     assert len(liked) < 0.3 * len(train)
     card = study.card("generators/curated")
-    of_tuning = ("steps", "learning_rate", "beta", "seed")
+    of_tuning = ("steps", "learning_rate", "beta", "seed", "batch_size", "average")
     settings = FinetuneConfig.from_dict({name: card["settings"][name] for name in of_tuning})
 
     def by_hand(real: CellImages) -> str:
@@ -232,6 +265,31 @@ def test_a_curated_study_learns_from_the_real_images_that_the_reward_likes(tmp_p
     assert {"real_share": 0.25, "guide_scale": 3.0, "lesson_per_class": 8, "sampler_steps": 8}.items() <= card["settings"].items()
     assert [look["step"] for look in card["results"]["guard"]] == [0, 1, 2, 3, 4, 5, 6] and not list((study.folder / "work").glob("*"))
     assert not study_arms("curated")["curated"].guided and "curated, guided" not in study_arms("curated") and "kto, guided" in study_arms("kto")
+
+
+@pytest.mark.slow
+def test_the_guard_ends_a_curated_study_while_it_is_led_away(rewarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study(shutil.copytree(rewarded, tmp_path / "s"), say=lambda line: None)
+    looks = []
+
+    def falling(judge: Judge, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        looks.append(len(images))
+        return np.full(len(images), len(looks) <= 5)  # The start, three looks of the training, one of the distillation
+
+    monkeypatch.setattr(Judge, "plausible", falling)
+    study.run(until="finetune")
+    results = study.card("generators/curated")["results"]
+    assert "the judge accepts 100.0 points fewer" in results["stopped"]
+    assert [look["step"] for look in results["guard"]] == [0, 1, 2, 3, 4, 5] and [look["judge"] for look in results["guard"]] == [1, 1, 1, 1, 1, 0]
+
+    train, reward, start = study.real("train"), RewardModel.load(study.folder / "rewards/round-1/model"), study.generator()
+    liked = best_part(train, reward.score(train.images, train.labels), 0.25)
+    tuned = finetune(start, study.pool(), np.ones(len(study.pool())), liked, "real-only", replace(study.config.finetuning(), steps=3))
+    lesson, after = sample_pool(tuned, 8, 4_000_000, steps=8, guide=start, **LED_AWAY), {}
+    distil(tuned, lesson, liked, guide=start, settings=DistillConfig(steps=3, watch_every=1), **LED_AWAY,
+           watches=[lambda step, unet: after.update({step: {k: v.clone() for k, v in unet.state_dict().items()}}) or {}])
+    kept = study.generator("curated").unet.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in after[1].items()) and not all(torch.equal(value, kept[name]) for name, value in after[2].items())
 
 
 @pytest.mark.slow

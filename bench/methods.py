@@ -107,6 +107,7 @@ SETTINGS = {
     "real-only": Way(PAPER, feedback=False),
     "real-only, long": Way(LONG, feedback=False),
     "reward-weighted, long": Way(replace(LONG, batch_size=32)),
+    "reward-weighted, long, sorted anchor": Way(replace(LONG, batch_size=32), sorted_anchor=True),
 }
 
 

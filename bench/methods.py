@@ -288,9 +288,9 @@ class Feedback:
     def pool(self) -> Pool:
         return kept(self.shared, lambda: quick(sample_pool, self.run.generator, self.run.per_class, LEARNING * (1 + self.run.seed), **self.way))
 
-    def more(self, generator: Generator, times: int) -> Pool:
-        "Another pool, of other seeds, `times` as large."
-        return quick(sample_pool, generator, times * self.run.per_class, FURTHER + LEARNING * self.run.seed, **self.way)
+    def more(self, generator: Generator, times: int = 1, round: int = 0) -> Pool:
+        "Another pool, `times` as large, of seeds that no other round has."
+        return quick(sample_pool, generator, times * self.run.per_class, FURTHER + REPORTED * round + LEARNING * self.run.seed, **self.way)
 
     @cached_property
     def asked(self) -> np.ndarray:
@@ -346,20 +346,23 @@ class Run:
         way, method = SETTINGS[name], name.split(",")[0]
         source = self.guided if way.guided else self.plain
 
+        def weigh(pool: Pool) -> np.ndarray:
+            return source.reward.score(pool.images, pool.labels) if way.feedback else np.ones(len(pool))
+
         def make() -> Generator:
-            real = self.better_half(True) if way.sorted_anchor else self.train
+            real = best_part(self.train, source.reward.score(self.train.images, self.train.labels)) if way.sorted_anchor else self.train
             reward = source.reward.log_plausible if method == "draft" else None
-            pool, weights, generator = source.pool, source.weights if way.feedback else np.ones(len(source.pool)), self.generator
+            generator, pool, weights = self.generator, source.pool, source.weights if way.feedback else np.ones(len(source.pool))
             if way.larger > 1:
                 extra = source.more(generator, way.larger - 1)
                 pool = replace(pool, **{part: np.concatenate([getattr(pool, part), getattr(extra, part)]) for part in ("images", "labels", "seeds")})
-                weights = np.concatenate([weights, source.reward.score(extra.images, extra.labels)])
+                weights = np.concatenate([weights, weigh(extra)])
+            settings = shortened(way.settings, way.rounds)
             for i in range(way.rounds):
                 if i:
-                    pool = source.more(generator, 1)
-                    weights = source.reward.score(pool.images, pool.labels)
-                settings = replace(way.settings, steps=way.settings.steps // way.rounds, seed=self.seed + 100 * i)
-                generator = finetune(generator, pool, weights, real, method, settings, reward=reward)
+                    pool = source.more(generator, round=i)
+                    weights = weigh(pool)
+                generator = finetune(generator, pool, weights, real, method, replace(settings, seed=self.seed + 100 * i), reward=reward)
             return generator
 
         return network(self.work / "networks" / name, make)
@@ -421,6 +424,11 @@ class Run:
         return quick(best_of, generator, labels, seeds, lambda images, _: np.zeros(len(images)), n=1, **sampling)
 
 
+def shortened(settings: FinetuneConfig, times: int) -> FinetuneConfig:
+    "For one of several rounds: its share of the steps, of the warmup and of the average's length."
+    return replace(settings, steps=settings.steps // times, warmup=settings.warmup // times, average=1 - times * (1 - settings.average))
+
+
 def best(run: Run) -> dict:
     return run.setting.best
 
@@ -465,6 +473,8 @@ def sample_arms(run: Run, arms: list[Arm], per_class: int) -> dict[str, Pool]:
     for arm in arms:
         started = time.monotonic()
         found[arm.name] = kept(run.place(arm), lambda arm=arm: arm.sample(run, labels, seeds))
+        if len(found[arm.name]) != len(labels):
+            raise ValueError(f"--per-class must stay as it was in this work folder; got {per_class}, where {run.place(arm)} holds {len(found[arm.name])} images of {len(run.generator.classes)} types")
         print(f"seed {run.seed}, {run.budget} labels, {arm.name}: {time.monotonic() - started:.0f} s", flush=True)
     return found
 
@@ -565,6 +575,8 @@ def main() -> None:
         parser.error(f"--show needs --out, at least {SHOWN} images of each type, and arms that are run; got {given.show}")
     setting = Setting(given.images, given.work, given.pretrain_steps, given.generator, given.judges, given.reward)
     arms = [arm for arm in _arms() if given.reward == "types" or "real images alone" not in arm.name]
+    if unknown := {*(given.arms or []), *given.show, *(given.metrics_for or [])} - {arm.name for arm in arms}:
+        parser.error(f"--arms, --show and --metrics-for must name arms, of {[arm.name for arm in arms]}; got {sorted(unknown)}")
     arms = [arm for arm in arms if not given.arms or arm.name in {*given.arms, "untouched, guided"}]
     runs = [Run(setting, seed, labels, given.pool_per_class) for labels in given.labels for seed in given.seeds]
     for run in runs:

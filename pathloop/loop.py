@@ -52,7 +52,8 @@ STUDY_METHODS = {name: about for name, about in METHODS.items() if name != "real
 
 CURATING = FinetuneConfig(steps=400, batch_size=64, learning_rate=5e-4, average=0.99) # The three of "curated" were chosen in the experiment on methods
 LED_AWAY: dict[str, Any] = {"guidance": 1.5, "guide_scale": 3.0}
-DISTILLING = DistillConfig(steps=160)
+DISTILLING = DistillConfig(steps=160, checkpoint_every=50)
+_OWN = {"curated": CURATING, "draft": FinetuneConfig(steps=40), "feedback-guidance": replace(GUIDE, steps=200)} # How these finetune unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class StudyConfig(Config):
     rounds: int = 1 # Times that is sampled, judged, learned and finetuned; the labels are spent over all of them
     finetune_steps: int = 0 # Updates of a round's finetuning; its control gets as many as all rounds together. 0 takes the method's own, as `finetuning` says
     learning_rate: float = 0.0 # Of finetuning; 0 takes the method's own
-    beta: float = 0.3 # Weight of the real images in finetuning
+    beta: float = 0.3 # Weight of the real images in finetuning; nothing to "curated" and "feedback-guidance"
     real_share: float = 0.5 # For "curated": the share of each type's real images that stays
     guidances: tuple[float, ...] = (1.5, 2.0, 2.5) # Tried for the untouched generator at its best guidance
     best_of: int = 4 # Images painted for each place of the arm that keeps the one that the reward likes best; 1 leaves this arm out
@@ -102,8 +103,8 @@ class StudyConfig(Config):
             raise ValueError(f"real_share must be above 0 and at most 1; got {self.real_share}")
 
     def finetuning(self) -> FinetuneConfig:
-        "How a round finetunes: long for \"curated\", as in the experiment on methods, since faults that were learned must be unlearned; gently for methods that learn from a small pool."
-        own = CURATING if self.method == "curated" else FinetuneConfig()
+        "How a round finetunes. Gently as a rule, since a pool is small; long for \"curated\", which must unlearn what was learned; briefly for \"draft\", which soon fools the reward."
+        own = _OWN.get(self.method, FinetuneConfig())
         return replace(own, steps=self.finetune_steps or own.steps, learning_rate=self.learning_rate or own.learning_rate, beta=self.beta, seed=self.seed)
 
 # %% ../nbs/12_loop.ipynb #c007
@@ -118,7 +119,8 @@ def write_config(
     config: StudyConfig, # The settings
 ) -> None:
     "Write settings as TOML, one a line."
-    Path(path).write_text("".join(f"{field.name} = {_toml(getattr(config, field.name))}\n" for field in fields(config)))
+    own = {name: f" # the method's own, {value:g}" for name, value in (("finetune_steps", config.finetuning().steps), ("learning_rate", config.finetuning().learning_rate)) if not getattr(config, name)}
+    Path(path).write_text("".join(f"{field.name} = {_toml(getattr(config, field.name))}{own.get(field.name, '')}\n" for field in fields(config)))
 
 
 def read_config(
@@ -569,7 +571,7 @@ def _finetune(study: Study, round: int) -> None:
     config, name = study.config, study.tuned(round)
     named = ("steps", "learning_rate", "beta", "seed", *(("batch_size", "average") if config.method == "curated" else ()))
     settings = {setting: getattr(config.finetuning(), setting) for setting in named}
-    last = {"lesson_per_class": _lesson_size(study), "sampler_steps": config.sampler_steps, **LED_AWAY} if config.method == "curated" and round == config.rounds else {}
+    last = {"lesson_per_class": _lesson_size(study), "sampler_steps": config.sampler_steps, "distil_steps": _distil_steps(config.finetuning()), **LED_AWAY} if config.method == "curated" and round == config.rounds else {}
     chosen = {"real_share": config.real_share, **last} if config.method == "curated" else {}
     if round > 1 and study.stopped(round - 1):
         study.say(f"  round {round} is left out: an earlier round was ended, because {study.stopped(round - 1)}")
@@ -628,7 +630,7 @@ def _tune(study: Study, round: int, settings: FinetuneConfig, place: Path) -> di
         generator, found = _guide_and_distil(study, round, start, pool, weights, settings), {}
     else:
         guard = Guard(start, study.judge.plausible, reward.score, texture_features, learnt, others, per_class=8)
-        watched = replace(settings, watch_every=max(1, settings.steps // 3))
+        watched = replace(settings, watch_every=_third(settings.steps))
         generator = guard.last_good(finetune(start, pool, weights, learnt, method, watched, checkpoint, reward=reward.log_plausible, watches=[guard]))
         if study.config.method == "curated" and round == study.config.rounds and not guard.stopped:
             watches = [lambda step, unet: guard(settings.steps + step, unet)]
@@ -639,6 +641,14 @@ def _tune(study: Study, round: int, settings: FinetuneConfig, place: Path) -> di
     return {"id": generator.id, **found}
 
 
+def _third(steps: int) -> int:
+    return -(-steps // 3)
+
+
+def _distil_steps(settings: FinetuneConfig) -> int:
+    return min(settings.steps, DISTILLING.steps)
+
+
 def _lesson_size(study: Study) -> int:
     return study.config.pool_per_class // 2 or 1
 
@@ -647,8 +657,8 @@ def _lead_away(study: Study, start: Generator, real: CellImages, settings: Finet
     "A generator led away from the untouched one, which learned the whole archive, in one network."
     untouched = study.generator()
     lesson = sample_pool(start, _lesson_size(study), _LESSON, steps=study.config.sampler_steps, guide=untouched, **LED_AWAY)
-    steps, checkpoint = min(settings.steps, DISTILLING.steps), _checkpoint(study, f"{name}-led-away")
-    how = replace(DISTILLING, steps=steps, seed=settings.seed, watch_every=max(1, steps // 3))
+    steps, checkpoint = _distil_steps(settings), _checkpoint(study, f"{name}-led-away")
+    how = replace(DISTILLING, steps=steps, seed=settings.seed, watch_every=_third(steps))
     generator = distil(start, lesson, real, guide=untouched, settings=how, checkpoint=checkpoint, watches=watches, **LED_AWAY)
     checkpoint.unlink(missing_ok=True)
     return generator
@@ -657,9 +667,9 @@ def _lead_away(study: Study, start: Generator, real: CellImages, settings: Finet
 def _guide_and_distil(study: Study, round: int, start: Generator, pool: Pool, weights: np.ndarray, settings: FinetuneConfig) -> Generator:
     "Learn what to be led away from, and teach one network the guided estimate; later rounds start from a network that has its guidance in it."
     guidance, train = _choose_guidance(study) if round == 1 else 1.0, study.real("train")
-    guide = fit_guide(start, pool, weights, train, replace(GUIDE, steps=max(1, settings.steps // 2), seed=settings.seed))
+    guide = fit_guide(start, pool, weights, train, replace(GUIDE, steps=max(1, settings.steps // 2), learning_rate=settings.learning_rate, seed=settings.seed))
     lesson = sample_pool(start, _lesson_size(study), _LESSON * round, guidance, study.config.sampler_steps, guide, guide_scale=2.0)
-    return distil(start, lesson, train, guidance, guide, 2.0, settings=DistillConfig(steps=settings.steps, seed=settings.seed))
+    return distil(start, lesson, train, guidance, guide, 2.0, settings=DistillConfig(steps=settings.steps, learning_rate=settings.learning_rate, seed=settings.seed))
 
 # %% ../nbs/12_loop.ipynb #c024
 class StudyArm(NamedTuple):
@@ -667,7 +677,7 @@ class StudyArm(NamedTuple):
 
     generator: str # Its name in `generators`
     guided: bool # At the best guidance of the untouched generator?
-    control: bool # Made without feedback?
+    control: bool # What the method must beat: made without feedback, or an alternative without training
     note: str # What it is
     best_of: int = 1 # Images painted for each place, of which the reward keeps one
 
@@ -687,7 +697,7 @@ def study_arms(
         arms[f"{method}, guided"] = StudyArm(method, True, False, "Finetuned on feedback, then guided as above")
     if best_of > 1:
         note = f"The pretrained generator at its best guidance, {best_of} images for each place, of which the reward keeps one: feedback without finetuning, {2 * best_of} times the sampling"
-        arms[f"best of {best_of}, guided"] = StudyArm("untouched", True, False, note, best_of)
+        arms[f"best of {best_of}, guided"] = StudyArm("untouched", True, True, note, best_of)
     return arms
 
 

@@ -128,6 +128,8 @@ def test_report_is_one_file_that_needs_no_network(finished: Study) -> None:
         assert word in page.lower()
     report = json.loads((finished.folder / "reports/round-1/report.json").read_text())
     assert report["table"]["data"]
+    pairs = pd.DataFrame(report["comparisons"]["data"], columns=report["comparisons"]["columns"])
+    assert pairs["paired"].all() and "best of 2, guided" in {*pairs["arm"], *pairs["against"]}
 
 
 @pytest.mark.slow
@@ -231,6 +233,7 @@ def test_each_method_finetunes_in_its_own_way_unless_told_otherwise() -> None:
     assert (gentle.steps, gentle.learning_rate, gentle.batch_size, gentle.average) == (200, 5e-5, 32, 0.98)
     told = StudyConfig(method="curated", finetune_steps=7, learning_rate=1e-5, beta=0.2, seed=3).finetuning()
     assert (told.steps, told.learning_rate, told.beta, told.seed, told.batch_size) == (7, 1e-5, 0.2, 3, 64)
+    assert StudyConfig(method="draft").finetuning().steps == 40 and StudyConfig(method="feedback-guidance").finetuning().learning_rate == 2e-4
     for name in ("finetune_steps", "learning_rate"):
         with pytest.raises(ValueError, match=f"{name} must be above 0, or 0 for the method's own; got -1"):
             StudyConfig(**{name: -1})
@@ -262,7 +265,7 @@ def test_a_curated_study_learns_from_the_real_images_that_the_reward_likes(rewar
         return distil(tuned, lesson, real, guide=start, settings=how, **LED_AWAY).id
 
     assert study.generator("curated").id == by_hand(liked) != study.generator("real-only").id == by_hand(train)
-    assert {"real_share": 0.25, "guide_scale": 3.0, "lesson_per_class": 8, "sampler_steps": 8}.items() <= card["settings"].items()
+    assert {"real_share": 0.25, "guide_scale": 3.0, "distil_steps": 3, "lesson_per_class": 8, "sampler_steps": 8}.items() <= card["settings"].items()
     assert [look["step"] for look in card["results"]["guard"]] == [0, 1, 2, 3, 4, 5, 6] and not list((study.folder / "work").glob("*"))
     assert not study_arms("curated")["curated"].guided and "curated, guided" not in study_arms("curated") and "kto, guided" in study_arms("kto")
 

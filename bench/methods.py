@@ -139,7 +139,7 @@ class Setting:
 
     @cached_property
     def generator(self) -> Generator:
-        folder = Path(self.given) if self.given else self.work / "generator"
+        folder = shipped_generator(self.given) if self.given else self.work / "generator"
         if not folder.exists():
             (self._trained_on() if self.images.startswith(FAULTY) else pretrain(
                 self.real["train"], settings=TrainConfig(steps=self.pretrain_steps), checkpoint=self.work / "pretrain.safetensors")).save_pretrained(folder)
@@ -563,7 +563,7 @@ def main() -> None:
     parser.add_argument("--pool-per-class", type=int, default=64)
     parser.add_argument("--per-class", type=int, default=24, help="reported images of each type, seed and arm")
     parser.add_argument("--arms", nargs="+", help="only these (and what they are compared with)")
-    parser.add_argument("--generator", default="", help="a saved generator; without it one is pretrained")
+    parser.add_argument("--generator", default="", help="a saved generator or the name of a shipped one, such as smear-32; without it one is pretrained")
     parser.add_argument("--pretrain-steps", type=int, default=4200)
     parser.add_argument("--judges", type=Path, help="folder with the judges of bench/judges.py; without it smears get two that are fitted now")
     parser.add_argument("--reward", choices=("types", "scratch"), default="types", help="what the reward is: taught types first, or from scratch as in the paper")

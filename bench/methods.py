@@ -99,6 +99,7 @@ SETTINGS = {
     "reward-weighted, four times the pool": Way(PAPER, larger=4),
     "reward-weighted, four fresh pools": Way(PAPER, rounds=4),
     "reward-weighted, sorted anchor": Way(PAPER, sorted_anchor=True),
+    "reward-weighted, guided pool, sorted anchor": Way(PAPER, guided=True, sorted_anchor=True),
     "sft": Way(PAPER, guided=True),
     "kto": Way(GENTLE, guided=True),
     "dpo": Way(GENTLE, guided=True),

@@ -119,8 +119,12 @@ def write_config(
     config: StudyConfig, # The settings
 ) -> None:
     "Write settings as TOML, one a line."
-    own = {name: f" # the method's own, {value:g}" for name, value in (("finetune_steps", config.finetuning().steps), ("learning_rate", config.finetuning().learning_rate)) if not getattr(config, name)}
-    Path(path).write_text("".join(f"{field.name} = {_toml(getattr(config, field.name))}{own.get(field.name, '')}\n" for field in fields(config)))
+    own, lines = config.finetuning(), []
+    meant = {"finetune_steps": own.steps, "learning_rate": own.learning_rate}
+    for name, value in config.to_dict().items():
+        comment = f" # the method's own, {meant[name]:g}" if name in meant and not value else ""
+        lines.append(f"{name} = {_toml(value)}{comment}\n")
+    Path(path).write_text("".join(lines))
 
 
 def read_config(

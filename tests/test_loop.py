@@ -29,6 +29,7 @@ from pathloop.loop import (
     NeedsFeedback,
     Study,
     StudyConfig,
+    _distil_steps,
     _weights,
     open_cells,
     read_config,
@@ -233,6 +234,7 @@ def test_each_method_finetunes_in_its_own_way_unless_told_otherwise() -> None:
     assert (gentle.steps, gentle.learning_rate, gentle.batch_size, gentle.average) == (200, 5e-5, 32, 0.98)
     told = StudyConfig(method="curated", finetune_steps=7, learning_rate=1e-5, beta=0.2, seed=3).finetuning()
     assert (told.steps, told.learning_rate, told.beta, told.seed, told.batch_size) == (7, 1e-5, 0.2, 3, 64)
+    assert (_distil_steps(curated), _distil_steps(told)) == (160, 7)
     assert StudyConfig(method="draft").finetuning().steps == 40 and StudyConfig(method="feedback-guidance").finetuning().learning_rate == 2e-4
     for name in ("finetune_steps", "learning_rate"):
         with pytest.raises(ValueError, match=f"{name} must be above 0, or 0 for the method's own; got -1"):

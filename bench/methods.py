@@ -36,6 +36,7 @@ os.environ.setdefault("PATHLOOP_QUIET", "1")
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import roc_auc_score
 
 from pathloop.checklist import load_checklist
 from pathloop.core import atomic_folder, read_json, write_json
@@ -524,6 +525,16 @@ def picture(real: CellImages, run: Run, arms: list[Arm], path: Path) -> None:
     show_beside(sets, SHOWN).savefig(path, pil_kwargs={"quality": 70})
 
 
+def in_archive(run: Run, reward: RewardModel) -> dict[str, float]:
+    "How well the reward ranks a type's sound real images above its faulty ones, and the share of faulty ones in the half that it likes. Nothing where no faults are known."
+    real = run.train
+    if real.attributes is None or "defect" not in real.attributes or (sound := (real.attributes["defect"] == "none").to_numpy()).all():
+        return {}
+    score = reward.score(real.images, real.labels)
+    auroc = [roc_auc_score(sound[real.labels == label], score[real.labels == label]) for label in np.unique(real.labels)]
+    return {"archive_auroc": float(np.mean(auroc)), "faulty_kept": float((best_part(real, score).attributes["defect"] != "none").mean())}
+
+
 def compact(row: dict) -> dict:
     "A row with each judge's verdicts as one string of 0 and 1."
     return row | {"verdicts": {judge: "".join(map(str, said)) for judge, said in row["verdicts"].items()}}
@@ -594,7 +605,7 @@ def main() -> None:
         test = setting.real["test"]
         bench = Bench(setting)
         real = {name: float(np.mean(v)) for name, v in bench.verdicts(test.images, test.labels).items()}
-        reward = [{"seed": run.seed, "labels": run.budget, "guided": name == "guided", **{k: source.reward.report[k] for k in ("auroc", "brier", "n")},
+        reward = [{"seed": run.seed, "labels": run.budget, "guided": name == "guided", **{k: source.reward.report[k] for k in ("auroc", "brier", "n")}, **in_archive(run, source.reward),
                    "plausible": int((source.reviews["verdict"] == "plausible").sum())} for run in runs for name in ("plain", "guided")
                   for source in [getattr(run, name)] if (source.folder / "reward").exists()]
         given.out.write_text(json.dumps({"date": str(date.today()), "device": f"{platform.machine()}, {torch.get_num_threads()} threads", "images": given.images,

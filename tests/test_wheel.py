@@ -73,9 +73,9 @@ def test_command_explains_itself(installed: Path, tmp_path: Path, arguments: lis
     assert "Usage" in run(installed / "pathloop", *arguments, cwd=tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(1500) # The other tests' limit is too near on a slow machine with another test beside
 def test_loop_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     "The whole loop outside the checkout, at small scale, down to its report."
-    said = run(installed / "pathloop", "demo", "--tiny", "--out", tmp_path / "study", cwd=tmp_path, timeout=900)
+    said = run(installed / "pathloop", "demo", "--tiny", "--out", tmp_path / "study", cwd=tmp_path, timeout=1400)
     report = Path(said.strip().split("Report: ")[-1])
     assert report.is_file() and "<title>" in report.read_text(encoding="utf-8")

@@ -126,17 +126,3 @@ def test_hugging_face_reads_it(shared) -> None:
             "print(len(d), d[0]['image'].size, d[0]['label'])")
     done = subprocess.run([sys.executable, "-c", code, str(shared), str(shared.parent / "cache")], env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
     assert done.stdout.split()[0] == str((~AUDIT.flagged).sum()), done.stderr
-
-
-@pytest.mark.slow
-def test_from_a_study(tmp_path) -> None:
-    from pathloop.export import export_study
-    from pathloop.loop import TINY, Study, StudyConfig
-
-    study = Study.create(tmp_path / "study", StudyConfig.from_dict(TINY), lambda line: None).run("arms")
-    audit = export_study(study, tmp_path / "shared")
-    table = pd.read_csv(tmp_path / "shared" / "images" / "metadata.csv")
-    pool = study.pool("reward-weighted")
-    assert len(table) == (~audit.flagged).sum() and set(table["seed"]) <= set(pool.seeds.tolist())
-    assert {"p_plausible", "p_granules"} <= set(table) and set(table["generator"]) == {pool.generator_id}
-    assert "attack with the generator: AUC" in audit.tests.index

@@ -21,6 +21,7 @@ from PIL import Image
 from pathloop.core import file_hash, read_json, write_json
 from pathloop.data import CellImages, to_uint8
 from pathloop.diffusion import sample_pool
+from pathloop.export import export_study
 from pathloop.finetune import FinetuneConfig, best_part, finetune
 from pathloop.guide import STRIDE, DistillConfig, distil
 from pathloop.loop import (
@@ -131,6 +132,18 @@ def test_report_is_one_file_that_needs_no_network(finished: Study) -> None:
     assert report["table"]["data"]
     pairs = pd.DataFrame(report["comparisons"]["data"], columns=report["comparisons"]["columns"])
     assert pairs["paired"].all() and "best of 2, guided" in {*pairs["arm"], *pairs["against"]}
+
+
+@pytest.mark.slow
+def test_a_study_can_be_given_away(finished: Study, tmp_path: Path) -> None:
+    audit = export_study(finished, tmp_path / "shared")
+    table = pd.read_csv(tmp_path / "shared" / "images" / "metadata.csv")
+    pool = finished.pool("reward-weighted")
+    assert len(table) == (~audit.flagged).sum()
+    assert set(table["seed"]) <= set(pool.seeds.tolist())
+    assert {"p_plausible", "p_granules"} <= set(table)
+    assert set(table["generator"]) == {pool.generator_id}
+    assert "attack with the generator: AUC" in audit.tests.index
 
 
 @pytest.mark.slow

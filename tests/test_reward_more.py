@@ -13,9 +13,7 @@ from pathloop.data import CellImages, to_uint8
 from pathloop.drift import drift_row, relabel_request
 from pathloop.explain import RewardExplainer, nearest_judged, occlusion_map
 from pathloop.reward import (
-    RIDGES,
     RewardModel,
-    _choose_ridge,
     _groups,
     _ridge,
     calibration_error,
@@ -287,16 +285,21 @@ def test_a_later_model_starts_from_what_real_images_taught(real: CellImages, tmp
         fit_reward(images, shown, reviews, real, start=first, body="scratch", **TINY)
 
 
-def test_a_ridge_is_strict_where_verdicts_do_not_say_otherwise() -> None:
+def test_the_ridge_is_near_the_best_whether_types_or_features_decide() -> None:
     random = np.random.default_rng(0)
-    rows = random.normal(size=(200, 43))
-    for column, share in ((0, 0.0), (5, 0.3)): # The verdict follows one of the three numbers; or a feature
-        answer = (rows[:, column] + 0.3 * random.normal(size=200) > 0).astype(float)
-        assert _choose_ridge(rows, answer, np.ones(200), np.random.default_rng(1))[0] == pytest.approx(share, abs=0.2 * (share > 0))
-    rare = np.zeros(200)
-    rare[:4] = 1
-    assert _choose_ridge(rows, rare, np.ones(200), random) == RIDGES[0]
-    assert _ridge(rows, np.ones(200), np.ones(200), RIDGES[0])[-1] > 5 # One answer only: a constant
+    rows, fresh, even = random.normal(size=(60, 195)), random.normal(size=(2000, 195)), np.ones(60)
+
+    def ranked(line: np.ndarray, columns: list[int]) -> float:
+        return float(roc_auc_score(fresh[:, columns].sum(1) > 0, fresh @ line[:-1] + line[-1]))
+
+    for columns in ([0, 1], [5, 80, 120]): # The verdict follows two of the three numbers, and the features are noise; or features alone
+        wrong = random.random(60) < 0.15
+        target = ((rows[:, columns].sum(1) > 0) ^ wrong).astype(float)
+        without, alike = (ranked(_ridge(rows, target, even, count), columns) for count in (0.0, 1.0))
+        assert abs(without - alike) > 0.05
+        assert ranked(_ridge(rows, target, even), columns) > max(without, alike) - 0.05
+    assert _ridge(rows, even, even)[-1] > 4 # One answer only: a constant
+    assert not _ridge(rows, even, even)[:-1].any()
 
 
 def test_real_images_alone_rank_right_classes_above_wrong_ones(model: RewardModel, real: CellImages) -> None:

@@ -43,6 +43,7 @@ from pathloop.pathologist import Judge
 from pathloop.reward import RewardModel
 from pathloop.smear import make_smear
 
+pytestmark = pytest.mark.timeout(1500) # A whole study, on a slow processor
 COMMAND = [sys.executable, "-c", "from pathloop.cli import main; main()"]
 QUIET = {**os.environ, "PATHLOOP_QUIET": "1"}
 

@@ -6,17 +6,18 @@
 
 The layer of `TypeNet` is a logistic regression with a ridge. Here it is fitted again and again on the same networks, with features that count
 nothing, something or as much as one of the three numbers; with a choice by the verdicts themselves, on left-out fifths of them, of the least loss or of the
-strictest within a standard error of it (the default until November 2026); and as the mean of a strict and a lax line. Verdicts: 0.75 of each budget, the
-part that `fit_reward` learns from; the same images for every rule. AUROC on all images that were not judged, over draws of the judged ones.
+strictest within a standard error of it, among these amounts or among the smaller ones of before (of which "careful" was the default until November 2026); and
+as the mean of a strict and a lax line. Verdicts: 0.75 of each budget, the part that `fit_reward` learns from; the same images for every rule. AUROC of the
+score before its calibration on all images that were not judged, over draws of the judged ones; a draw with fewer than four of a verdict is left out.
 
-Real test images are shown under a wrong type, or blurred, or both; noisy raters take one in ten of either kind for the other. On a folder of
-bench/methods.py the images are the pool of its generator and the verdicts are the giver's; where its archive holds faults, a second AUROC asks whether sound
-real images come before faulty ones of the same type.
+Real test images are shown under a wrong type, or blurred, or both; a noisy rater mistakes the type in one of ten. On a folder of bench/methods.py the images
+are the pool of its generator and the verdicts are the giver's; where its archive holds faults, a second AUROC asks whether sound real images come before
+faulty ones of the same type.
 """
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -31,6 +32,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
+from bench.methods import Run, Setting
 from bench.reward import mean_interval
 from pathloop.core import read_json, write_json
 from pathloop.loop import StudyConfig, _real_parts
@@ -48,38 +50,44 @@ from pathloop.reward import (
 BUDGETS, BLURRED, WRONG, FAULTY = (64, 128, 256), 1.2, 0.15, 0.2 # Judged images; standard deviation in pixels; shares of the real test images
 COUNTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 STRICT, LAX = (0.0, 0.03), (0.3, 3.0)
-CHOICES = [(share, penalty) for share in (0.0, 0.03, 0.1, 0.3) for penalty in (0.03, 0.3)] # Strictest first
-Lines = Callable[[np.ndarray, np.ndarray], np.ndarray]
+CHOICES = { # Strictest first
+    "": [(count, INVERSE_PENALTY) for count in COUNTS],
+    " among less": [(count, penalty) for count in (0.0, 0.03, 0.1, 0.3) for penalty in (0.03, 0.3)],
+}
+Line = tuple[float, float] # What a feature counts, and the inverse of the penalty
 
 
-def left_out_losses(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def left_out_losses(rows: np.ndarray, targets: np.ndarray, choices: Sequence[Line]) -> np.ndarray:
     "Log loss (choices, n) of each choice on left-out fifths."
     fold, random = np.empty(len(rows), int), np.random.default_rng(0)
     for value in (False, True):
         index = random.permutation(np.flatnonzero((targets > 0.5) == value))
         fold[index] = np.arange(len(index)) % 5
-    losses = np.empty((len(CHOICES), len(rows)))
-    for i, choice in enumerate(CHOICES):
+    losses = np.empty((len(choices), len(rows)))
+    for i, line in enumerate(choices):
         for k in range(5):
-            line = _ridge(rows[fold != k], targets[fold != k], np.ones((fold != k).sum()), *choice)
-            z = rows[fold == k] @ line[:-1] + line[-1]
+            layer = _ridge(rows[fold != k], targets[fold != k], np.ones((fold != k).sum()), *line)
+            z = rows[fold == k] @ layer[:-1] + layer[-1]
             losses[i, fold == k] = np.logaddexp(0, z) - targets[fold == k] * z
     return losses
 
 
-def choice(rows: np.ndarray, targets: np.ndarray, careful: bool) -> tuple[float, float]:
-    "The least loss; or the strictest that is not worse by more than a standard error of the difference, image by image."
+def chosen(rows: np.ndarray, targets: np.ndarray, choices: Sequence[Line]) -> dict[str, Line]:
+    "The least loss; and the strictest that is not worse by more than a standard error of the difference, image by image."
     if min((targets > 0.5).sum(), (targets <= 0.5).sum()) < 5:
-        return CHOICES[0]
-    losses = left_out_losses(rows, targets)
+        return dict.fromkeys(("least loss", "careful"), choices[0])
+    losses = left_out_losses(rows, targets, choices)
     above = losses - losses[losses.mean(1).argmin()]
-    return CHOICES[int((above.mean(1) <= careful * above.std(1) / np.sqrt(len(rows))).argmax())]
+    near = above.mean(1) <= above.std(1) / np.sqrt(len(rows))
+    return {"least loss": choices[int(losses.mean(1).argmin())], "careful": choices[int(near.argmax())]}
 
 
-def rules(rows: np.ndarray, targets: np.ndarray) -> dict[str, list[tuple[float, float]]]:
-    "Of each rule the lines whose mean it takes; every one is asked once, before verdicts are drawn for the members."
-    fixed = {f"counts {count:g}": [(count, INVERSE_PENALTY)] for count in COUNTS}
-    return fixed | {"chosen, careful": [choice(rows, targets, True)], "chosen, least loss": [choice(rows, targets, False)], "mean of strict and lax": [STRICT, LAX]}
+def rules(rows: np.ndarray, targets: np.ndarray) -> dict[str, list[Line]]:
+    "Of each rule the lines whose mean it takes."
+    found = {f"counts {count:g}": [(count, INVERSE_PENALTY)] for count in COUNTS}
+    for where, choices in CHOICES.items():
+        found |= {f"chosen{where}, {how}": [line] for how, line in chosen(rows, targets, choices).items()}
+    return found | {"mean of strict and lax": [STRICT, LAX]}
 
 
 @dataclass
@@ -99,21 +107,23 @@ def raw(net: TypeNet, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     "What the linear layer is given, before it is scaled (n, 3 + features)."
     parts = []
     for i in range(0, len(images), 256):
-        x, c = (torch.from_numpy(part[i:i + 256]) for part in (images, labels))
+        x, c = (torch.from_numpy(part[i:i + 256]).to(net.centres.device) for part in (images, labels))
         parts.append((net.raw(x, c) + net.raw(x.flip(3), c)) / 2)
-    return torch.cat(parts).double().numpy()
+    return torch.cat(parts).cpu().double().numpy()
 
 
-def fitted(rows: np.ndarray, targets: np.ndarray, known: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
-    "Of each rule the layer of one member (binding columns, 3 + features + 1)."
+def fitted(rows: np.ndarray, targets: np.ndarray, known: np.ndarray, drawn: np.ndarray, lines: dict[int, dict[str, list[Line]]]) -> dict[str, np.ndarray]:
+    "Of each rule the layer of one member (binding columns, 3 + features + 1). What is chosen for the first member, column by column, is kept in `lines` for the others."
     found: dict[str, list[np.ndarray]] = {}
-    for column in np.flatnonzero(_binding(targets, known)):
+    for column in np.flatnonzero(_binding(targets, known)).tolist():
         own = known[:, column]
         answer, weights = targets[own, column].astype(float), drawn[own].astype(float)
         if min(weights[answer > 0.5].sum(), weights[answer <= 0.5].sum()) < 1:
             weights = np.ones(own.sum())
-        for name, lines in rules(rows[own], answer).items():
-            found.setdefault(name, []).append(np.mean([_ridge(rows[own], answer, weights, *line) for line in lines], axis=0))
+        if column not in lines:
+            lines[column] = rules(rows[own], answer)
+        for name, mean_of in lines[column].items():
+            found.setdefault(name, []).append(np.mean([_ridge(rows[own], answer, weights, *line) for line in mean_of], axis=0))
     return {name: np.array(layer) for name, layer in found.items()}
 
 
@@ -123,14 +133,16 @@ def draw(world: World, seen: list[np.ndarray], archive: list[np.ndarray], budget
     index = np.concatenate([random.choice(np.flatnonzero(world.labels == k), int(0.75 * budget / len(classes)), replace=False) for k in classes])
     rest = np.setdiff1d(np.arange(len(world.labels)), index)
     targets, known = (part[index] for part in review_targets(world.reviews, _criteria_of(world.reviews)))
-    if min((targets[:, 0] > 0.5).sum(), (targets[:, 0] <= 0.5).sum()) < 4:
+    said = targets[known[:, 0], 0]
+    if min((said > 0.5).sum(), (said <= 0.5).sum()) < 4:
         return None
     scores: dict[str, list[np.ndarray]] = {}
+    lines: dict[int, dict[str, list[Line]]] = {}
     for member, every in enumerate(seen):
         middle, scale = every[index].mean(0), every[index].std(0) + 1e-6
         drawn = random.multinomial(len(index), np.full(len(index), 1 / len(index)))
         given = np.concatenate([every[rest], *archive[member:member + 1]])
-        for name, layer in fitted((every[index] - middle) / scale, targets, known, drawn).items():
+        for name, layer in fitted((every[index] - middle) / scale, targets, known, drawn, lines).items():
             scores.setdefault(name, []).append(expit((((given - middle) / scale) @ layer[:, :-1].T + layer[:, -1]).min(1)))
     found = {}
     for name, each in scores.items():
@@ -144,7 +156,7 @@ def draw(world: World, seen: list[np.ndarray], archive: list[np.ndarray], budget
 
 def of_real_images(images: str) -> tuple[list[TypeNet], list[World]]:
     "Networks that the real images taught, and worlds made of test images."
-    parts, _ = _real_parts(StudyConfig(images=images))[:2]
+    parts, _ = _real_parts(StudyConfig(images=images))
     test, n, classes = parts["test"], len(parts["test"]), len(parts["test"].classes)
     worlds = []
     for name, wrong_share, blurred_share, error in (("wrong types", WRONG, 0, 0), ("blur", 0, FAULTY, 0), ("wrong types and blur", WRONG, FAULTY, 0), ("wrong types and blur, noisy", WRONG, FAULTY, 0.1)):
@@ -159,16 +171,16 @@ def of_real_images(images: str) -> tuple[list[TypeNet], list[World]]:
     return fit_reward(last.images, last.labels, last.reviews, parts["train"], members=3, pool_classes=True).nets, worlds
 
 
-def of_generated(images: str, work: Path, judges: Path | None, seed: int) -> tuple[list[TypeNet], list[World]]:
-    "The guided pool of a work folder, judged by its giver."
-    from bench.methods import Run, Setting
-
-    run = Run(Setting(images, work, 4200, "" if images.startswith("faulty") else "smear-32", judges), seed, 256, 64)
+def of_generated(images: str, work: Path, generator: str, judges: Path | None, seed: int) -> tuple[list[TypeNet], list[World]]:
+    "The guided pool of a work folder, judged by its giver; what he is unsure of is left out."
+    run = Run(Setting(images, work, 4200, generator, judges), seed, 256, 64)
     source, real = run.guided, run.train
     said = run.setting.judges["giver"].review(source.pool.images, source.pool.labels)
+    sure = (said["verdict"] != "unsure").to_numpy()
+    said, pictures, labels = said[sure].reset_index(drop=True), source.pool.images[sure], source.pool.labels[sure]
     faults = real.attributes["defect"] if real.attributes is not None and "defect" in real.attributes else None
     archive = None if faults is None else (real.images, real.labels, (faults == "none").to_numpy())
-    return source.reward.nets, [World("generated", source.pool.images, source.pool.labels, said, (said["verdict"] == "plausible").to_numpy(), archive)]
+    return source.reward.nets, [World("generated", pictures, labels, said, (said["verdict"] == "plausible").to_numpy(), archive)]
 
 
 def measured(nets: list[TypeNet], worlds: list[World], draws: int) -> Iterator[dict[str, Any]]:
@@ -189,7 +201,7 @@ def report(rows: pd.DataFrame) -> str:
         wide = rows.dropna(subset=[part]).pivot_table(index=["world", "labels", "draw"], columns="rule", values=part, sort=False)
         lines.append(f"AUROC, {part}\n{wide.groupby(['world', 'labels'], sort=False).mean().T.round(3).to_string()}")
         gains = wide.sub(wide[ours], axis=0).drop(columns=ours).groupby(["world", "labels"], sort=False)
-        lines.append(f"less {ours!r}, mean and half of a 95 % interval over draws\n{gains.agg(lambda v: f'{v.mean():+.3f} ± {mean_interval(v).high - v.mean():.3f}').T.to_string()}")
+        lines.append(f"less {ours!r}, mean and half of a 95 % interval over draws (not over pools or networks)\n{gains.agg(lambda v: f'{v.mean():+.3f} ± {mean_interval(v).high - v.mean():.3f}').T.to_string()}")
     return "\n\n".join(lines)
 
 
@@ -197,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", help="'smear', a folder or table that load_images reads, or an archive of bench/methods.py with --work")
     parser.add_argument("--work", type=Path, help="folder of bench/methods.py: its generated images in place of real ones")
+    parser.add_argument("--generator", default="", help="with --work: the generator that it was made with, if one was given")
     parser.add_argument("--judges", type=Path, help="folder with the saved judges of bench/judges.py")
     parser.add_argument("--seed", type=int, default=9, help="of the work folder's pool; by default the one on which its settings were chosen")
     parser.add_argument("--draws", type=int, default=10)
@@ -206,7 +219,7 @@ def main() -> None:
     name = Path(given.images).name.replace(": ", "-").replace(" ", "-") + "-generated" * bool(given.work)
     out = given.out or Path(__file__).resolve().parent / "results" / f"ridge-{name}.json"
     if not given.table:
-        nets, worlds = of_generated(given.images, given.work, given.judges, given.seed) if given.work else of_real_images(given.images)
+        nets, worlds = of_generated(given.images, given.work, given.generator, given.judges, given.seed) if given.work else of_real_images(given.images)
         rows = pd.DataFrame(measured(nets, worlds, given.draws))
         write_json(out, {"date": str(date.today()), "device": f"CPU, {os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)", "images": Path(given.images).name,
                          "seed": given.seed if given.work else None, "draws": given.draws, "rows": rows.to_dict("list")})

@@ -27,7 +27,6 @@ os.environ.setdefault("PATHLOOP_QUIET", "1")
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
@@ -42,6 +41,7 @@ from pathloop.reward import (
     TypeNet,
     _binding,
     _criteria_of,
+    _mirrored,
     _ridge,
     fit_reward,
     review_targets,
@@ -100,16 +100,6 @@ class World:
     reviews: pd.DataFrame # What the rater says
     truth: np.ndarray # bool, what is so
     archive: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None # Real images, their labels, and whether they are sound
-
-
-@torch.no_grad()
-def raw(net: TypeNet, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    "What the linear layer is given, before it is scaled (n, 3 + features)."
-    parts = []
-    for i in range(0, len(images), 256):
-        x, c = (torch.from_numpy(part[i:i + 256]).to(net.centres.device) for part in (images, labels))
-        parts.append((net.raw(x, c) + net.raw(x.flip(3), c)) / 2)
-    return torch.cat(parts).cpu().double().numpy()
 
 
 def fitted(rows: np.ndarray, targets: np.ndarray, known: np.ndarray, drawn: np.ndarray, lines: dict[int, dict[str, list[Line]]]) -> dict[str, np.ndarray]:
@@ -186,8 +176,8 @@ def of_generated(images: str, work: Path, generator: str, judges: Path | None, s
 def measured(nets: list[TypeNet], worlds: list[World], draws: int) -> Iterator[dict[str, Any]]:
     "A row per world, budget, draw and rule."
     for world in worlds:
-        seen = [raw(net, world.images, world.labels) for net in nets]
-        archive = [raw(net, *world.archive[:2]) for net in nets] if world.archive else []
+        seen = [_mirrored(net, world.images, world.labels).cpu().double().numpy() for net in nets]
+        archive = [_mirrored(net, *world.archive[:2]).cpu().double().numpy() for net in nets] if world.archive else []
         for budget in BUDGETS:
             for seed in range(draws):
                 for rule, auroc in (draw(world, seen, archive, budget, seed) or {}).items():

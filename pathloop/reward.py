@@ -411,7 +411,7 @@ def _teach_types(net: TypeNet, real: CellImages, options: dict[str, Any], rng: n
     return rows
 
 
-FEATURES_COUNT, INVERSE_PENALTY = 0.2, 3.0 # A feature beside one of the three numbers; of the ridge, on all of them (`bench/ridge.py`)
+FEATURES_COUNT, INVERSE_PENALTY = 0.2, 3.0 # What a feature counts beside one of the three numbers; inverse of the ridge's penalty (chosen by `bench/ridge.py`)
 
 
 def _ridge(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, features_count: float = FEATURES_COUNT, inverse_penalty: float = INVERSE_PENALTY) -> np.ndarray:
@@ -436,15 +436,21 @@ def _binding(targets: np.ndarray, known: np.ndarray) -> np.ndarray:
     return binds
 
 
+@torch.no_grad()
+def _mirrored(net: TypeNet, images: np.ndarray, labels: np.ndarray) -> Tensor: # (n, 3 + 6 * width)
+    "What the linear layer learns from: `TypeNet.raw`, mean of each image and its mirror image."
+    raw = []
+    for i in range(0, len(images), 256):
+        x, c = (torch.from_numpy(part[i:i + 256]).to(net.centres.device) for part in (images, labels))
+        raw.append((net.raw(x, c) + net.raw(x.flip(3), c)) / 2)
+    return torch.cat(raw)
+
+
 def _fit_heads(net: TypeNet, judged: tuple[np.ndarray, ...], options: dict[str, Any], rng: np.random.Generator) -> float:
     "The linear layer, on judged images drawn with replacement. Returns the loss."
     images, labels, targets, known = judged
     with torch.no_grad():
-        raw = []
-        for i in range(0, len(images), 256):
-            x, c = (torch.from_numpy(part[i:i + 256]).to(net.centres.device) for part in (images, labels))
-            raw.append((net.raw(x, c) + net.raw(x.flip(3), c)) / 2)
-        every = torch.cat(raw)
+        every = _mirrored(net, images, labels)
         net.middle.copy_(every.mean(0))
         net.scale.copy_(every.std(0) + 1e-6)
         rows = ((every - net.middle) / net.scale).cpu().double().numpy()

@@ -85,6 +85,7 @@ class Way:
     settings: FinetuneConfig
     guided: bool = False # Pool sampled with guidance?
     feedback: bool = True # Weights from feedback, or all 1
+    equal: bool = False # Their mean for all: as much of the pool as with feedback, but no image before another
     larger: int = 1 # Times as many pool images; no more are judged
     rounds: int = 1 # Each with a fresh pool, sampled from the network so far
     sorted_anchor: bool = False # The real images are those that the reward likes
@@ -93,6 +94,7 @@ class Way:
 SETTINGS = {
     "reward-weighted": Way(PAPER),
     "reward-weighted, all weights 1": Way(PAPER, feedback=False),
+    "reward-weighted, one weight for all": Way(PAPER, equal=True),
     "reward-weighted, beta 0": Way(replace(PAPER, beta=0.0)),
     "reward-weighted, beta 3": Way(replace(PAPER, beta=3.0)),
     "reward-weighted, coarse noise only": Way(replace(PAPER, noise_from=0.3, beta=1.0)),
@@ -106,6 +108,7 @@ SETTINGS = {
     "kto": Way(GENTLE, guided=True),
     "dpo": Way(GENTLE, guided=True),
     "nft": Way(GENTLE, guided=True),
+    "nft, four fresh pools": Way(GENTLE, guided=True, rounds=4),
     "draft": Way(replace(GENTLE, steps=40), guided=True),
     "real-only": Way(PAPER, feedback=False),
     "real-only, long": Way(LONG, feedback=False),
@@ -356,6 +359,8 @@ class Run:
             real = self.better_half(True, source) if way.sorted_anchor else self.train
             reward = source.reward.log_plausible if method == "draft" else None
             generator, pool, weights = self.generator, source.pool, source.weights if way.feedback else np.ones(len(source.pool))
+            if way.equal:
+                weights = np.full(len(weights), weights.mean())
             if way.larger > 1:
                 extra = source.more(generator, way.larger - 1)
                 pool = replace(pool, **{part: np.concatenate([getattr(pool, part), getattr(extra, part)]) for part in ("images", "labels", "seeds")})
@@ -443,7 +448,6 @@ def _arms() -> list[Arm]:
         Arm("untouched, guided", 2, True, lambda r, c, s: r.at(r.generator, c, s, **best(r))),
         Arm("untouched, autoguided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.setting.autoguidance)),
         Arm("guidance distilled", 1, True, lambda r, c, s: r.at(r.setting.distilled, c, s)),
-        Arm("real-only, guided", 2, True, lambda r, c, s: r.at(r.tuned("real-only"), c, s, **best(r))),
         Arm("away from the pool, guided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.away(feedback=False))),
         Arm("best of 4, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.guided.reward.score, n=4, **best(r))),
         Arm("best of 4 by real images alone, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.guided.reward.typicality, n=4, **best(r))),
@@ -464,9 +468,9 @@ def _arms() -> list[Arm]:
         Arm("curated by real images alone, guided", 2, True, lambda r, c, s: r.at(r.curated(False), c, s, **best(r))),
     ]
     for name, way in SETTINGS.items():
-        if name != "real-only":
-            arms.append(Arm(name, 1, not way.feedback, lambda r, c, s, name=name: r.at(r.tuned(name), c, s)))
-            arms.append(Arm(f"{name}, guided", 2, not way.feedback, lambda r, c, s, name=name: r.at(r.tuned(name), c, s, **best(r))))
+        control = not way.feedback or way.equal
+        arms.append(Arm(name, 1, control, lambda r, c, s, name=name: r.at(r.tuned(name), c, s)))
+        arms.append(Arm(f"{name}, guided", 2, control, lambda r, c, s, name=name: r.at(r.tuned(name), c, s, **best(r))))
     return arms
 
 

@@ -52,12 +52,13 @@ class FinetuneConfig(TrainConfig):
     accept: float = 0.5 # For "sft": weights above it count as accepted
     strength: float = 100.0 # For "kto" and "dpo": how sharply a change of the loss counts; the higher, the nearer to the start
     mix: float = 1.0 # For "nft": share of the new network in its positive and negative policies, above 0 to 1
+    kl: float = 0.0 # For "nft": weight of the squared distance from the start's estimates, which bounds the divergence from it
     noise_from: float = 0.0 # Lowest noise level at which pool images teach; above 0, fine grain is learned from real images only
     lora_rank: int = 0 # Train low-rank adapters of this rank (needs peft) and merge them; 0 trains all weights
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low, high in (("beta", 0, 1e6), ("accept", 0, 1), ("strength", 1e-6, 1e9), ("mix", 1e-6, 1), ("noise_from", 0, 10), ("lora_rank", 0, 4096)):
+        for name, low, high in (("beta", 0, 1e6), ("accept", 0, 1), ("strength", 1e-6, 1e9), ("mix", 1e-6, 1), ("kl", 0, 1e6), ("noise_from", 0, 10), ("lora_rank", 0, 4096)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be from {low:g} to {high:g}; got {getattr(self, name)}")
 
@@ -65,14 +66,15 @@ class FinetuneConfig(TrainConfig):
 def check_weights(
     weights: np.ndarray, # What should be a weight for each pool image
     n: int, # How many images the pool holds
+    some: bool = True, # Whether one must be above 0
 ) -> np.ndarray: # The same, as float32 (n,)
-    "Weights as `finetune` wants them. Raises `ValueError` on another shape, on values outside [0, 1] and when all are zero."
+    "Weights as `finetune` wants them. Raises `ValueError` on another shape, on values outside [0, 1] and when all are zero, unless that may be."
     array = np.asarray(weights, np.float32)
     if array.shape != (n,):
         raise ValueError(f"weights must hold one number per pool image, shape ({n},); got {array.shape}")
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
         raise ValueError(f"weights must be probabilities from 0 to 1; got values from {array.min():.3g} to {array.max():.3g}")
-    if not array.any():
+    if some and not array.any():
         raise ValueError("weights must not all be 0: there is nothing to learn from; got only zeros. Ask for more feedback or sample a larger pool")
     return array
 
@@ -123,10 +125,14 @@ def _estimates(unet: nn.Module, seen: Noised, sigma_data: float) -> Tensor:
     return denoise(unet, seen.folded + seen.sigma.view(-1, 1, 1, 1) * seen.noise, seen.sigma, seen.labels, sigma_data)
 
 
-def _errors(estimate: Tensor, seen: Noised, sigma_data: float) -> Tensor:
-    "EDM's weighted squared error of each image."
+def _size(difference: Tensor, seen: Noised, sigma_data: float) -> Tensor:
+    "EDM's weighted mean square of each image's difference."
     weight = (seen.sigma**2 + sigma_data**2) / (seen.sigma * sigma_data) ** 2
-    return weight * (estimate - seen.folded).square().mean(dim=(1, 2, 3))
+    return weight * difference.square().mean(dim=(1, 2, 3))
+
+
+def _errors(estimate: Tensor, seen: Noised, sigma_data: float) -> Tensor:
+    return _size(estimate - seen.folded, seen, sigma_data)
 
 
 def _pull(batches: _PoolBatches, weights: np.ndarray, sigma_data: float) -> Objective:
@@ -180,6 +186,8 @@ def pairs_within_types(
 
 
 def _dpo(batches: _PoolBatches, start: nn.Module, pairs: np.ndarray, strength: float, sigma_data: float) -> Objective:
+    if batches.settings.batch_size < 2:
+        raise ValueError(f"batch_size must be at least 2 for method='dpo', which learns from pairs; got {batches.settings.batch_size}")
     table = torch.from_numpy(pairs)
 
     def objective(unet: nn.Module, random: torch.Generator) -> Tensor:
@@ -207,7 +215,7 @@ def optimality(
     return result
 
 
-def _nft(batches: _PoolBatches, start: nn.Module, mix: float, sigma_data: float) -> Objective:
+def _nft(batches: _PoolBatches, start: nn.Module, mix: float, kl: float, sigma_data: float) -> Objective:
     batches.weights = torch.from_numpy(optimality(batches.labels.cpu().numpy(), batches.weights.cpu().numpy())).to(batches.images.device)
 
     def objective(unet: nn.Module, random: torch.Generator) -> Tensor:
@@ -215,8 +223,9 @@ def _nft(batches: _PoolBatches, start: nn.Module, mix: float, sigma_data: float)
         seen = batches.draw(random)
         with torch.no_grad():
             old = _estimates(start, seen, sigma_data)
-        moved = mix * (_estimates(unet, seen, sigma_data) - old)
-        return (seen.weight * _errors(old + moved, seen, sigma_data) + (1 - seen.weight) * _errors(old - moved, seen, sigma_data)).mean()
+        change = _estimates(unet, seen, sigma_data) - old
+        signed = seen.weight * _errors(old + mix * change, seen, sigma_data) + (1 - seen.weight) * _errors(old - mix * change, seen, sigma_data)
+        return (signed + kl * _size(change, seen, sigma_data) if kl else signed).mean()
 
     return objective
 
@@ -246,8 +255,10 @@ def _pool_objective(method: str, generator: Generator, pool: Pool, weights: np.n
     if method == "real-only":
         return None
     if method == "draft":
-        if reward is None or generator.codec is not None:
-            raise ValueError(f"reward must be given for method='draft', and the generator be one that paints pixels; got {reward!r}")
+        if reward is None:
+            raise ValueError("reward must be given for method='draft', such as RewardModel.log_plausible; got None")
+        if generator.codec is not None:
+            raise ValueError("generator must be one that paints pixels for method='draft'; got one of latents")
         return _draft(generator, reward, settings)
     weights = check_weights(weights, len(pool))
     batches, sigma_data = _PoolBatches(generator, pool, weights, settings), generator.config.sigma_data
@@ -261,7 +272,7 @@ def _pool_objective(method: str, generator: Generator, pool: Pool, weights: np.n
     start = copy.deepcopy(generator.unet).eval().requires_grad_(False)
     if method == "dpo":
         return _dpo(batches, start, pairs_within_types(pool.labels, weights, seed=settings.seed) if pairs is None else _check_pairs(pairs, len(pool)), settings.strength, sigma_data)
-    return _kto(batches, start, settings.strength, sigma_data) if method == "kto" else _nft(batches, start, settings.mix, sigma_data)
+    return _kto(batches, start, settings.strength, sigma_data) if method == "kto" else _nft(batches, start, settings.mix, settings.kl, sigma_data)
 
 
 def _check_pairs(pairs: np.ndarray, n: int) -> np.ndarray:
@@ -271,14 +282,22 @@ def _check_pairs(pairs: np.ndarray, n: int) -> np.ndarray:
     return table.astype(np.int64)
 
 
-def _with_adapters(unet: nn.Module, rank: int) -> nn.Module:
-    "The network with trainable low-rank adapters on its attention and convolutions, all else frozen."
+def _with_adapters(unet: nn.Module, rank: int, seed: int) -> nn.Module:
+    "The network with trainable low-rank adapters on its attention and convolutions, begun at random by the seed, all else frozen."
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise ImportError("lora_rank above 0 needs peft: pip install 'pathloop[lora]'") from None
-    wrapped: nn.Module = get_peft_model(unet, LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        wrapped: nn.Module = get_peft_model(unet, LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]))
     return wrapped
+
+
+def _merged(wrapped: nn.Module) -> nn.Module:
+    "A copy of a network with its adapters merged into its weights."
+    plain: nn.Module = copy.deepcopy(wrapped).merge_and_unload() # type: ignore[operator, unused-ignore]
+    return plain
 
 # %% ../nbs/09_finetune.ipynb #c017
 def finetune(
@@ -290,7 +309,7 @@ def finetune(
     settings: FinetuneConfig | None = None, # How to finetune; None takes the defaults
     checkpoint: str | Path | None = None, # File to resume from and to save to
     *,
-    pairs: np.ndarray | None = None, # For "dpo", int (pairs, 2): rows of the pool, better and worse; None builds them from the weights
+    pairs: np.ndarray | None = None, # For "dpo", int (pairs, 2): rows of the pool, better and worse, such as of `preference_pairs`; None builds them from the weights
     reward: LogPlausible | None = None, # For "draft": whose gradient is climbed, such as `RewardModel.log_plausible`
     watches: Sequence[Watch] = (), # Look at the averaged network along the way, and may end the run
 ) -> Generator: # A new generator, with its loss curve in `history`
@@ -310,9 +329,10 @@ def finetune(
         return anchor if of_pool is None else of_pool(unet, random) + settings.beta * anchor
 
     unet = copy.deepcopy(generator.unet)
-    trained = _with_adapters(unet, settings.lora_rank) if settings.lora_rank else unet
-    learnt = fingerprint(real.labels, real.images, *([] if of_pool is None else [pool.images, np.asarray(weights)]))
-    history = train(trained, step_loss, settings, checkpoint, f"finetuning ({method})", watches, identity=f"{method} from {generator.id} on {learnt}")
+    trained = _with_adapters(unet, settings.lora_rank, settings.seed) if settings.lora_rank else unet
+    learnt = fingerprint(real.labels, real.images, *([] if of_pool is None else [pool.images, np.asarray(weights)]), *([] if pairs is None else [np.asarray(pairs)]))
+    history = train(trained, step_loss, settings, checkpoint, f"finetuning ({method})", watches, identity=f"{method} from {generator.id} on {learnt}",
+                    shown=_merged if settings.lora_rank else None)
     if settings.lora_rank:
         unet = trained.merge_and_unload() # type: ignore[operator, unused-ignore]
     return Generator(unet.requires_grad_(True), list(generator.classes), generator.config, history, generator.codec)

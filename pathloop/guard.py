@@ -7,20 +7,23 @@ __all__ = ['Accepts', 'Scores', 'Guard', 'guard_figure']
 
 # %% ../nbs/09b_guard.ipynb #c003
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from .data import CellImages, Picture
 from .diffusion import Generator
 from .intervals import paired_gain, wilson_interval
 from .neighbours import precision_recall_density_coverage
-from .training import StopTraining
+from .training import StopTraining, save_whole
 from .watch import nearer_to_training
 
 # %% ../nbs/09b_guard.ipynb #c005
@@ -43,30 +46,44 @@ class Guard:
     guidance: float = 1.0 # Classifier-free guidance of the watched images
     steps: int = 12 # Sampler steps
     copying: float = 0.6 # The run ends when the interval of the share nearer to training images lies above
+    keep: str | Path | None = None # File for the looks and the last good network, so that a run that is resumed still has them; remove it with the run's checkpoint
     looks: list[dict[str, Any]] = field(default_factory=list, init=False) # What was seen, the start first
     stopped: str = field(default="", init=False) # Why the run was ended; empty if it was not
     _good: dict[str, torch.Tensor] | None = field(default=None, init=False, repr=False)
-    _before: np.ndarray = field(init=False, repr=False)
+    _before: np.ndarray = field(init=False, repr=False) # Whether the judge accepted each image of the start
+    _reward: float = field(init=False, repr=False) # Of the start
 
     def __post_init__(self) -> None:
         self.labels = np.repeat(np.arange(len(self.start.classes)), self.per_class)
         self.seeds = self.first_seed + np.arange(len(self.labels))
         self._reference = self.features(self.held_out.images)
         self._look(0, self.start)
+        if self.keep and Path(self.keep).exists():
+            self._resume(Path(self.keep))
+
+    def _resume(self, path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            if about.get("start") != self.start.id:
+                raise ValueError(f"keep must be a file of a guard with the start {self.start.id}; {path} has {about.get('start')}. Remove it to begin afresh")
+            self._good = {name: file.get_tensor(name) for name in file.keys()}
+        self.looks += json.loads(about["looks"])[1:]
 
     def _look(self, step: int, generator: Generator) -> dict[str, Any]:
         images = generator.sample(self.labels, self.seeds, self.guidance, self.steps)
         accepted = np.asarray(self.accepts(images, self.labels), bool)
+        reward = float(np.mean(self.score(images, self.labels)))
         if not self.looks:
-            self._before = accepted
+            self._before, self._reward = accepted, reward
         share, gain = wilson_interval(int(accepted.sum()), len(accepted)), paired_gain(self._before, accepted)
         near = precision_recall_density_coverage(self._reference, self.features(images), real_labels=self.held_out.labels, synthetic_labels=self.labels)
         copies, copies_low, copies_high = nearer_to_training(images, self.train.images, self.held_out.images)
         by_type = [accepted[self.labels == label].mean() for label in range(len(self.start.classes))]
-        seen = {"reward": float(np.mean(self.score(images, self.labels))), "judge": share.value, "judge_low": share.low, "judge_high": share.high,
-                "judge_gain": gain.value, "judge_gain_low": gain.low, "judge_gain_high": gain.high,
+        seen = {"reward": reward, "judge": share.value, "judge_low": share.low, "judge_high": share.high,
+                "judge_gain": gain.value, "judge_gain_low": gain.low, "judge_gain_high": gain.high, "gap": reward - self._reward - gain.value,
                 "coverage": near["coverage"].value, "coverage_low": near["coverage"].low, "coverage_high": near["coverage"].high,
                 "least_accepted": float(min(by_type)), "copying": copies, "copying_low": copies_low, "copying_high": copies_high}
+        seen = {name: float(value) for name, value in seen.items()}
         self.looks.append({"step": step, **seen})
         return seen
 
@@ -80,16 +97,22 @@ class Guard:
             faults.append(f"coverage fell from {first['coverage']:.0%} to {seen['coverage']:.0%}")
         if seen["copying_low"] > self.copying:
             faults.append(f"{seen['copying']:.0%} of the images are nearer to a training image than to a held-out one")
-        return f"{' and '.join(faults)}, while the reward went from {first['reward']:.3f} to {seen['reward']:.3f}" if faults else ""
+        if not faults:
+            return ""
+        went = f"from {first['reward']:.3f} to {seen['reward']:.3f}"
+        return f"{' and '.join(faults)}; {f'the reward rose {went}, which is reward hacking' if round(seen['reward'], 3) > round(first['reward'], 3) else f'nor did the reward rise, {went}'}"
 
     def __call__(self, step: int, unet: nn.Module) -> dict[str, float]: # Columns of the history
         "Look. Raises `StopTraining`, with what it saw, when judge or coverage has fallen or copying risen."
+        self.looks = [look for look in self.looks if look["step"] < step] # A resumed run may come by once more
         generator = Generator(unet, self.start.classes, self.start.config, codec=self.start.codec)
         seen = self._look(step, generator)
         self.stopped = self._fault(seen)
         if self.stopped:
             raise StopTraining(self.stopped, seen)
-        self._good = {name: tensor.detach().clone() for name, tensor in unet.state_dict().items()}
+        self._good = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in unet.state_dict().items()}
+        if self.keep:
+            save_whole(self._good, Path(self.keep), {"start": self.start.id, "looks": json.dumps(self.looks)})
         return seen
 
     def last_good(
@@ -116,6 +139,7 @@ def guard_figure(
     figure = Picture(figsize=(6.4, 2.5), layout="constrained", dpi=90)
     left, right = figure.subplots(1, 2)
     left.plot(table["step"], table["reward"], "o-", label="reward, mean")
+    left.fill_between(table["step"], table["reward"], table["reward"] - table["gap"], alpha=0.15, label="gained by the reward alone")
     for axis, name, label in ((left, "judge", "judge, accepted"), (right, "coverage", "coverage"), (right, "copying", "nearer to training")):
         bars = (table[name] - table[f"{name}_low"]).clip(lower=0), (table[f"{name}_high"] - table[name]).clip(lower=0)
         axis.errorbar(table["step"], table[name], bars, marker="s", capsize=2, label=label)
@@ -123,5 +147,5 @@ def guard_figure(
     for axis in (left, right):
         axis.set(xlabel="step", ylim=(-0.03, 1.03))
         axis.legend(fontsize=7, frameon=False)
-    figure.suptitle(title or (f"Ended: {guard.stopped.split(',')[0]}" if guard.stopped else "Not ended"), fontsize=9)
+    figure.suptitle(title or (f"Ended: {guard.stopped.split(';')[0]}" if guard.stopped else "Not ended"), fontsize=9)
     return figure

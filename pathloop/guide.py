@@ -113,7 +113,7 @@ def fit_guide(
     checkpoint: str | Path | None = None, # File to resume from and to save to
 ) -> Generator: # To be given as `guide`, with `guide_scale` 1.25 to 2
     "A copy tuned on the rejected images, to be led away from. Raises `ValueError` when nothing was rejected."
-    rejected = np.ones(len(pool)) if weights is None else 1 - check_weights(weights, len(pool))
+    rejected = np.ones(len(pool)) if weights is None else 1 - check_weights(weights, len(pool), some=False)
     if rejected.max() <= 0:
         raise ValueError("weights must be below 1 somewhere: no image was rejected, so there is nothing to be led away from")
     return finetune(generator, pool, rejected, real, "reward-weighted", settings, checkpoint)

@@ -25,6 +25,7 @@ import pandas as pd
 
 from .app import open_panel
 from .checklist import Checklist, generic_checklist, load_checklist
+from .compare import preference_pairs
 from .core import Config, atomic_folder, file_hash, image_hashes, read_json, write_json
 from .data import CellImages, drop_small_classes, from_uint8, load_images, split_by_use, to_uint8
 from .diffusion import Generator, NetworkConfig, Pool, pretrain, sample_pool
@@ -53,6 +54,7 @@ STUDY_METHODS = {name: about for name, about in METHODS.items() if name != "real
 CURATING = FinetuneConfig(steps=400, batch_size=64, learning_rate=5e-4, average=0.99) # The three of "curated" were chosen in the experiment on methods
 LED_AWAY: dict[str, Any] = {"guidance": 1.5, "guide_scale": 3.0}
 DISTILLING = DistillConfig(steps=160, checkpoint_every=50)
+_FINE = ("normalise", "accept", "strength", "mix", "kl", "noise_from", "lora_rank")
 _OWN = {"curated": CURATING, "draft": FinetuneConfig(steps=40), "feedback-guidance": replace(GUIDE, steps=200)} # How these finetune unless told otherwise
 
 
@@ -81,6 +83,13 @@ class StudyConfig(Config):
     finetune_steps: int = 0 # Updates of a round's finetuning; its control gets as many as all rounds together. 0 takes the method's own, as `finetuning` says
     learning_rate: float = 0.0 # Of finetuning; 0 takes the method's own
     beta: float = 0.3 # Weight of the real images in finetuning; nothing to "curated" and "feedback-guidance"
+    normalise: bool = False # This and the next six are as in `FinetuneConfig`; nothing to "curated" and "feedback-guidance"
+    accept: float = 0.5 # For "sft": weights above it count as accepted
+    strength: float = 100.0 # For "kto" and "dpo": the higher, the nearer to the start
+    mix: float = 1.0 # For "nft": share of the new network in its two policies
+    kl: float = 0.0 # For "nft": weight of the distance from the start
+    noise_from: float = 0.0 # Lowest noise level at which pool images teach
+    lora_rank: int = 0 # Finetune adapters of this rank (needs peft); 0 finetunes all weights
     real_share: float = 0.5 # For "curated": the share of each type's real images that stays
     guidances: tuple[float, ...] = (1.5, 2.0, 2.5) # Tried for the untouched generator at its best guidance
     best_of: int = 4 # Images painted for each place of the arm that keeps the one that the reward likes best; 1 leaves this arm out
@@ -101,11 +110,19 @@ class StudyConfig(Config):
                 raise ValueError(f"{name} must be above 0, or 0 for the method's own; got {getattr(self, name)}")
         if not 0 < self.real_share <= 1:
             raise ValueError(f"real_share must be above 0 and at most 1; got {self.real_share}")
+        if self.labels < self.rounds:
+            raise ValueError(f"labels must be at least one a round, of which there are {self.rounds}; got {self.labels}")
+        self.finetuning() # Says what is wrong with its settings
 
     def finetuning(self) -> FinetuneConfig:
         "How a round finetunes. Gently as a rule, since a pool is small; long for \"curated\", which must unlearn what was learned; briefly for \"draft\", which soon fools the reward."
         own = _OWN.get(self.method, FinetuneConfig())
-        return replace(own, steps=self.finetune_steps or own.steps, learning_rate=self.learning_rate or own.learning_rate, beta=self.beta, seed=self.seed)
+        return replace(own, steps=self.finetune_steps or own.steps, learning_rate=self.learning_rate or own.learning_rate, beta=self.beta, seed=self.seed, **self.told)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        "Of the finer settings of finetuning, those that are not the default."
+        return {name: getattr(self, name) for name in _FINE if getattr(self, name) != getattr(FinetuneConfig, name)}
 
 # %% ../nbs/12_loop.ipynb #c007
 def _toml(value: Any) -> str:
@@ -221,6 +238,13 @@ def _step(home: Path, folder: str, settings: dict[str, Any], inputs: list[str], 
 STEPS = ("prepare", "judges", "pretrain", "sample", "review", "reward", "finetune", "arms", "evaluate", "report")
 ROUND_STEPS = ("sample", "review", "reward", "finetune") # Those that every round makes
 _FRESH, _CHOOSING, _LESSON = 1_000_000, 2_000_000, 4_000_000 # First seeds: reported images, choosing guidance, distillation
+
+
+def _in_pairs(cells: CellImages) -> tuple[CellImages, CellImages]:
+    "Two by two of one type; one is left over where a type has an odd number."
+    of_type = [np.flatnonzero(cells.labels == label) for label in np.unique(cells.labels)]
+    pairs = np.concatenate([rows[: len(rows) // 2 * 2].reshape(-1, 2) for rows in of_type])
+    return cells.subset(pairs[:, 0]), cells.subset(pairs[:, 1])
 
 
 class Study:
@@ -340,7 +364,9 @@ class Study:
         pool, index = self.pool(f"round-{self.round_now}"), self.asked(self.round_now)
         cells = CellImages(pool.images[index], pool.labels[index], pool.classes, [str(seed) for seed in pool.seeds[index]])
         explain = self._explainer() if view == "adjudicate" else None
-        return open_panel(view, rater, self.store, self.checklist, cells, pool.generator_id, self.real("test" if view == "blind" else "train"), explain=explain)
+        cells, other = _in_pairs(cells) if view == "compare" else (cells, None)
+        others = {pool.generator_id: other} if other else None
+        return open_panel(view, rater, self.store, self.checklist, cells, pool.generator_id, self.real("test" if view == "blind" else "train"), others, explain=explain)
 
     def _explainer(self) -> RewardExplainer | None:
         "What the last round's reward model makes of an image; None before there is one."
@@ -437,6 +463,10 @@ def _prepare(study: Study) -> None:
 
     results = _step(study.folder, "real", settings, [], make)["results"]
     counts = results["counts"]
+    painted = config.rounds * config.pool_per_class * len(counts["train"])
+    if config.labels > painted:
+        raise ValueError(f"labels must be at most {painted}, the images that are painted to be judged ({config.rounds} x {config.pool_per_class} of each of "
+                         f"{len(counts['train'])} types); got {config.labels}. Raise pool_per_class, or ask for fewer")
     study.say(f"  {len(counts['train'])} cell types; " + ", ".join(f"{sum(of.values())} {part}" for part, of in counts.items()) + " images")
     for name, n in results["left_out"].items():
         study.say(f"  left out: {name!r} has only {n} different image{'s' * (n != 1)}, too few to train on, test on and judge with")
@@ -573,7 +603,7 @@ def _drift(study: Study, round: int, earlier: RewardModel | None) -> dict[str, A
 # %% ../nbs/12_loop.ipynb #c022
 def _finetune(study: Study, round: int) -> None:
     config, name = study.config, study.tuned(round)
-    named = ("steps", "learning_rate", "beta", "seed", *(("batch_size", "average") if config.method == "curated" else ()))
+    named = ("steps", "learning_rate", "beta", "seed", *(("batch_size", "average") if config.method == "curated" else ()), *config.told)
     settings = {setting: getattr(config.finetuning(), setting) for setting in named}
     last = {"lesson_per_class": _lesson_size(study), "sampler_steps": config.sampler_steps, "distil_steps": _distil_steps(config.finetuning()), **LED_AWAY} if config.method == "curated" and round == config.rounds else {}
     chosen = {"real_share": config.real_share, **last} if config.method == "curated" else {}
@@ -628,21 +658,31 @@ def _tune(study: Study, round: int, settings: FinetuneConfig, place: Path) -> di
     reward, checkpoint = RewardModel.load(study.folder / f"rewards/round-{round}/model"), _checkpoint(study, study.tuned(round))
     method, learnt, others = study.config.method, train, study.real("judge")
     if method == "curated": # Nor may the guard miss the faults that are to go
-        method = "real-only"
         learnt, others = (best_part(part, reward.score(part.images, part.labels), study.config.real_share) for part in (train, others))
-    if study.config.method == "feedback-guidance":
-        generator, found = _guide_and_distil(study, round, start, pool, weights, settings), {}
+    kept, watched = _checkpoint(study, f"{study.tuned(round)}-guard"), replace(settings, watch_every=_third(settings.steps))
+    guard = Guard(start, study.judge.plausible, reward.score, texture_features, learnt, others, per_class=8, keep=kept)
+    pairs = _preferred(study, pool) if method == "dpo" else None
+    if method == "feedback-guidance":
+        tuned = _guide_and_distil(study, round, start, pool, weights, watched, checkpoint, guard)
     else:
-        guard = Guard(start, study.judge.plausible, reward.score, texture_features, learnt, others, per_class=8)
-        watched = replace(settings, watch_every=_third(settings.steps))
-        generator = guard.last_good(finetune(start, pool, weights, learnt, method, watched, checkpoint, reward=reward.log_plausible, watches=[guard]))
-        if study.config.method == "curated" and round == study.config.rounds and not guard.stopped:
-            watches = [lambda step, unet: guard(settings.steps + step, unet)]
-            generator = guard.last_good(_lead_away(study, generator, learnt, watched, "curated", watches))
-        found = {"stopped": guard.stopped, "guard": guard.looks}
-    checkpoint.unlink(missing_ok=True)
+        tuned = finetune(start, pool, weights, learnt, "real-only" if method == "curated" else method, watched, checkpoint, pairs=pairs, reward=reward.log_plausible, watches=[guard])
+    generator = guard.last_good(tuned)
+    if method == "curated" and round == study.config.rounds and not guard.stopped:
+        watches = [lambda step, unet: guard(settings.steps + step, unet)]
+        generator = guard.last_good(_lead_away(study, generator, learnt, watched, "curated", watches))
+    for path in (checkpoint, kept):
+        path.unlink(missing_ok=True)
     _keep(generator, place)
-    return {"id": generator.id, **found}
+    return {"id": generator.id, "stopped": guard.stopped, "guard": guard.looks} | ({"pairs": len(pairs)} if pairs is not None else {})
+
+
+def _preferred(study: Study, pool: Pool) -> np.ndarray | None:
+    "What people preferred among a pool's images; None where they compared none."
+    pairs = preference_pairs(study.store.events(), pool.images)
+    if not len(pairs):
+        return None
+    study.say(f"  learning from {len(pairs)} pairs that people compared")
+    return pairs
 
 
 def _third(steps: int) -> int:
@@ -668,12 +708,16 @@ def _lead_away(study: Study, start: Generator, real: CellImages, settings: Finet
     return generator
 
 
-def _guide_and_distil(study: Study, round: int, start: Generator, pool: Pool, weights: np.ndarray, settings: FinetuneConfig) -> Generator:
+def _guide_and_distil(study: Study, round: int, start: Generator, pool: Pool, weights: np.ndarray, settings: FinetuneConfig, checkpoint: Path, watch: Watch) -> Generator:
     "Learn what to be led away from, and teach one network the guided estimate; later rounds start from a network that has its guidance in it."
     guidance, train = _choose_guidance(study) if round == 1 else 1.0, study.real("train")
-    guide = fit_guide(start, pool, weights, train, replace(GUIDE, steps=max(1, settings.steps // 2), learning_rate=settings.learning_rate, seed=settings.seed))
+    tuning = replace(GUIDE, steps=max(1, settings.steps // 2), learning_rate=settings.learning_rate, seed=settings.seed)
+    guide = fit_guide(start, pool, weights, train, tuning, checkpoint.with_stem(f"{checkpoint.stem}-guide"))
     lesson = sample_pool(start, _lesson_size(study), _LESSON * round, guidance, study.config.sampler_steps, guide, guide_scale=2.0)
-    return distil(start, lesson, train, guidance, guide, 2.0, settings=DistillConfig(steps=settings.steps, learning_rate=settings.learning_rate, seed=settings.seed))
+    how = DistillConfig(steps=settings.steps, learning_rate=settings.learning_rate, seed=settings.seed, watch_every=settings.watch_every)
+    generator = distil(start, lesson, train, guidance, guide, 2.0, settings=how, checkpoint=checkpoint, watches=[watch])
+    checkpoint.with_stem(f"{checkpoint.stem}-guide").unlink(missing_ok=True)
+    return generator
 
 # %% ../nbs/12_loop.ipynb #c024
 class StudyArm(NamedTuple):
@@ -765,13 +809,25 @@ def _evaluate(study: Study) -> None:
     _step(study.folder, "reports/round-1", {"seed": study.config.seed}, ["real", "judges", *[f"pools/{name}" for name in study.compared]], make)
 
 
+def _looks(study: Study) -> pd.DataFrame:
+    "What the guard saw, of one round after the other."
+    names = {"reward": "reward, mean", "judge": "judge, accepted", "least_accepted": "least accepted type", "coverage": "coverage", "copying": "nearer to training"}
+    rows, before = [], 0
+    for round in range(1, study.config.rounds + 1):
+        looks = study.card(f"generators/{study.tuned(round)}")["results"].get("guard", [])
+        rows += [{"step": before + look["step"]} | {label: look[name] for name, label in names.items()} for look in looks]
+        before = rows[-1]["step"]
+    return pd.DataFrame(rows)
+
+
 def _curves(study: Study) -> dict[str, pd.DataFrame]:
     tuned = (study.config.method, "real-only")
     losses = {name: pd.read_csv(study.folder / "generators" / name / "history.csv").dropna(subset="loss") for name in ("untouched", *tuned)}
-    reward = study.reward_model
+    reward, looks = study.reward_model, _looks(study)
     return {
         "Pretraining loss": losses["untouched"][["step", "loss"]],
         "Finetuning loss": pd.concat([losses[name].set_index("step")["loss"].rename(name) for name in tuned], axis=1).reset_index(),
+        **({"What the guard saw along the finetuning": looks} if len(looks) else {}),
         "Reward model: training loss": reward.history.groupby("step", as_index=False)[["loss_judged", "loss_real"]].mean(),
         "Reward model: calibration on held-out verdicts": pd.DataFrame(reward.report["reliability"]),
     }

@@ -269,8 +269,9 @@ def _advice(error: RuntimeError, settings: TrainConfig) -> Exception:
 class _Loop:
     "One run of training; `run` is the loop."
 
-    def __init__(self, unet: nn.Module, step_loss: StepLoss, settings: TrainConfig, state: _State, path: Path | None, watches: Sequence[Watch]):
-        self.step_loss, self.settings, self.state, self.path, self.watches = step_loss, settings, state, path, watches
+    def __init__(self, unet: nn.Module, step_loss: StepLoss, settings: TrainConfig, state: _State, path: Path | None, watches: Sequence[Watch],
+                 shown: Callable[[nn.Module], nn.Module] | None):
+        self.step_loss, self.settings, self.state, self.path, self.watches, self.shown = step_loss, settings, state, path, watches, shown
         self.device = next(unet.parameters()).device
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", log_with=settings.tracker or None,
                                        project_dir=str(path.parent / "logs") if path and settings.tracker else None)
@@ -366,6 +367,8 @@ class _Loop:
     def look(self) -> None:
         "Let every watch see the averaged network; its findings join the history."
         network, reasons, began = self.state.average.module.eval(), [], time.monotonic()
+        if self.shown:
+            network = self.shown(network)
         seen: dict[str, float] = {}
         for watch in self.watches:
             try:
@@ -393,6 +396,7 @@ def train(
     description: str = "training", # Shown beside the progress bar
     watches: Sequence[Watch] = (), # Called with step and averaged network every `watch_every` steps; may raise StopTraining
     identity: str = "", # What the run is about; a checkpoint that says otherwise is refused
+    shown: Callable[[nn.Module], nn.Module] | None = None, # Makes of the averaged network what the watches see, if that is not itself
 ) -> pd.DataFrame: # Columns step, loss (mean over 20 steps), images_per_second, and what the watches saw
     "Train with AdamW and leave the averaged weights in `unet`. Raises `FloatingPointError` on divergence, `OSError` without room, `MemoryError` with what to set, `ValueError` on a foreign checkpoint."
     path = Path(checkpoint) if checkpoint else None
@@ -400,7 +404,7 @@ def train(
     if path and path.exists():
         state.load(path)
     try:
-        _Loop(unet, step_loss, settings, state, path, watches).run(description)
+        _Loop(unet, step_loss, settings, state, path, watches, shown).run(description)
     except RuntimeError as error:
         raise _advice(error, settings) from error
     unet.load_state_dict(state.average.module.state_dict())

@@ -30,6 +30,7 @@ from pathloop.diffusion import (
     sample_pool,
     stain_at_random,
 )
+from pathloop.finetune import finetune
 from pathloop.latent import fit_codec, latent_network, load_codec
 from pathloop.sampling import SAMPLERS
 from pathloop.training import TrainConfig, snapshot_folder
@@ -262,6 +263,8 @@ def test_latents_from_codec_to_images_and_no_other_codec_on_resuming(tmp_path: P
     painted.save_pretrained(tmp_path / "g")
     images = Generator.from_pretrained(tmp_path / "g", device="cpu").sample([0, 1], [5, 6], steps=4)
     assert images.shape == (2, 3, 16, 16) and np.array_equal(images, painted.sample([0, 1], [5, 6], steps=4))
+    with pytest.raises(ValueError, match="generator must be one that paints pixels for method='draft'; got one of latents"):
+        finetune(painted, sample_pool(painted, 2, steps=2), np.ones(6), make_cells(), "draft", reward=lambda images, labels: images.mean(dim=(1, 2, 3)))
     with pytest.raises(ValueError, match="codec"):
         pretrain(make_cells(), network, SHORT, tmp_path / "c.safetensors", device="cpu", codec=codecs[1])
 

@@ -166,6 +166,29 @@ def test_the_reward_gradient_raises_the_reward(start: tuple[Generator, Pool]) ->
         run(start, np.ones(12), "draft")
 
 
+def test_a_pair_does_not_fit_into_a_batch_of_one(start: tuple[Generator, Pool]) -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 2 for method='dpo'.*got 1"):
+        run(start, np.linspace(0, 1, 12), "dpo", batch_size=1)
+
+
+def test_a_checkpoint_belongs_to_its_pairs(start: tuple[Generator, Pool], tmp_path) -> None:
+    generator, pool = start
+    pairs, settings = np.array([[0, 3], [1, 4], [2, 5]]), replace(SETTINGS, checkpoint_every=2)
+    first = finetune(generator, pool, np.full(12, 0.5), make_cells(), "dpo", settings, tmp_path / "c.safetensors", pairs=pairs)
+    assert finetune(generator, pool, np.full(12, 0.5), make_cells(), "dpo", settings, tmp_path / "c.safetensors", pairs=pairs).id == first.id
+    with pytest.raises(ValueError, match="checkpoint must come from the same"):
+        finetune(generator, pool, np.full(12, 0.5), make_cells(), "dpo", settings, tmp_path / "c.safetensors", pairs=pairs[:, ::-1])
+
+
+def test_nft_stays_nearer_to_its_start_with_a_price_on_the_distance(start: tuple[Generator, Pool]) -> None:
+    weights = np.tile([0.0, 1.0], 6)
+    free, held = (run(start, weights, "nft", beta=0.0, kl=kl, steps=60) for kl in (0.0, 100.0))
+    labels, seeds = np.arange(9) % 3, np.arange(9)
+    before = start[0].sample(labels, seeds, steps=4)
+    moved = [np.abs(g.sample(labels, seeds, steps=4) - before).mean() for g in (free, held)]
+    assert moved[1] < 0.8 * moved[0]
+
+
 def test_coarse_noise_only_never_shows_the_pool_at_low_noise() -> None:
     from pathloop.finetune import _levels
 
@@ -183,7 +206,7 @@ def test_adapters_change_only_what_they_touch(start: tuple[Generator, Pool]) -> 
     assert moved and all(any(part in name for part in ("to_q", "to_k", "to_v", "to_out", "conv1", "conv2")) for name in moved)
 
 
-@pytest.mark.parametrize(("name", "value"), [("strength", 0.0), ("mix", 1.5), ("accept", -0.1), ("noise_from", -1.0), ("beta", -1.0), ("lora_rank", -1)])
+@pytest.mark.parametrize(("name", "value"), [("strength", 0.0), ("mix", 1.5), ("accept", -0.1), ("kl", -1.0), ("noise_from", -1.0), ("beta", -1.0), ("lora_rank", -1)])
 def test_bad_settings(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be from"):
         FinetuneConfig(**{name: value})

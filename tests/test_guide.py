@@ -67,6 +67,10 @@ def test_guide_needs_something_rejected_and_leaves_the_generator_alone(start: Ge
         fit_guide(start, pool, np.ones(len(pool)), make_cells(), QUICK)
 
 
+def test_with_all_rejected_the_guide_learns_the_whole_pool(start: Generator, pool: Pool) -> None:
+    assert fit_guide(start, pool, np.zeros(len(pool)), make_cells(), QUICK).id == fit_guide(start, pool, None, make_cells(), QUICK).id
+
+
 @pytest.mark.slow
 def test_the_student_comes_nearer_to_its_teacher(start: Generator, pool: Pool) -> None:
     guide = fit_guide(start, pool, (bright(pool.images, pool.labels) > 0).astype(float), make_cells(), QUICK)

@@ -253,6 +253,11 @@ def test_each_method_finetunes_in_its_own_way_unless_told_otherwise() -> None:
     for name in ("finetune_steps", "learning_rate"):
         with pytest.raises(ValueError, match=f"{name} must be above 0, or 0 for the method's own; got -1"):
             StudyConfig(**{name: -1})
+    finer = StudyConfig(method="nft", mix=0.5, kl=0.1, lora_rank=4)
+    assert finer.told == {"mix": 0.5, "kl": 0.1, "lora_rank": 4} and (finer.finetuning().mix, finer.finetuning().kl, finer.finetuning().lora_rank) == (0.5, 0.1, 4)
+    assert StudyConfig(method="feedback-guidance").finetuning().normalise and not StudyConfig().told
+    with pytest.raises(ValueError, match="strength must be from 1e-06 to 1e\\+09; got 0"):
+        StudyConfig(strength=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +289,46 @@ def test_a_curated_study_learns_from_the_real_images_that_the_reward_likes(rewar
     assert {"real_share": 0.25, "guide_scale": 3.0, "distil_steps": 3, "lesson_per_class": 8, "sampler_steps": 8}.items() <= card["settings"].items()
     assert [look["step"] for look in card["results"]["guard"]] == [0, 1, 2, 3, 4, 5, 6] and not list((study.folder / "work").glob("*"))
     assert not study_arms("curated")["curated"].guided and "curated, guided" not in study_arms("curated") and "kto, guided" in study_arms("kto")
+
+
+def otherwise(rewarded: Path, folder: Path, say: list[str], **settings: object) -> Study:
+    "The same study, finetuned in another way."
+    study = Study(shutil.copytree(rewarded, folder), say=say.append)
+    write_config(study.folder / "study.toml", replace(study.config, **settings))
+    return Study(study.folder, say=say.append)
+
+
+@pytest.mark.slow
+def test_feedback_guidance_is_guarded_too(rewarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = otherwise(rewarded, tmp_path / "good", [], method="feedback-guidance").run(until="finetune")
+    assert [look["step"] for look in study.card("generators/feedback-guidance")["results"]["guard"]] == [0, 1, 2, 3] and not list((study.folder / "work").glob("*"))
+    looks = []
+
+    def falling(judge: Judge, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        looks.append(len(images))
+        return np.full(len(images), len(looks) <= 2)  # The choice of guidance, and the start
+
+    monkeypatch.setattr(Judge, "plausible", falling)
+    said: list[str] = []
+    fallen = otherwise(rewarded, tmp_path / "fallen", said, method="feedback-guidance").run(until="finetune")
+    assert fallen.generator("feedback-guidance").id == fallen.generator().id and any("ended by the guard: the judge accepts 100.0 points fewer" in line for line in said)
+
+
+@pytest.mark.slow
+def test_dpo_learns_from_what_people_compared_and_adapters_can_be_trained(rewarded: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    said: list[str] = []
+    study, plain = (otherwise(rewarded, tmp_path / name, said, method="dpo", lora_rank=2) for name in ("compared", "plain"))
+    queue = study.label_panel("Ana", "compare").queue
+    for _ in range(5):
+        queue.answer(preferred="left")
+    queue.answer(preferred="tie")
+    assert {item.cell_type for item in queue.items} <= set(study.real().classes) and len(queue.items) == study.config.labels // 2
+    for one in (study, plain):
+        one.run(until="finetune")
+    results = study.card("generators/dpo")["results"]
+    assert results["pairs"] == 5 and "pairs" not in plain.card("generators/dpo")["results"] and any("learning from 5 pairs that people compared" in line for line in said)
+    assert study.card("generators/dpo")["settings"]["lora_rank"] == 2 and study.generator("dpo").id != plain.generator("dpo").id
 
 
 @pytest.mark.slow
@@ -340,6 +385,10 @@ def test_settings_round_trip_and_faults(tmp_path: Path) -> None:
         StudyConfig(labels=0)
     with pytest.raises(ValueError, match="rounds must be at least 1; got 0"):
         StudyConfig(rounds=0)
+    with pytest.raises(ValueError, match="labels must be at least one a round, of which there are 3; got 2"):
+        StudyConfig(rounds=3, labels=2)
+    with pytest.raises(ValueError, match=r"labels must be at most 256, .*2 x 16 of each of 8 types.*; got 257"):
+        Study.create(tmp_path / "s", StudyConfig(**TINY | {"rounds": 2, "labels": 257}), say=lambda line: None).prepare()
     with pytest.raises(ValueError, match="real_share must be above 0 and at most 1; got 0"):
         StudyConfig(real_share=0)
     with pytest.raises(ValueError, match="method must be one of .*'feedback-guidance'.*; got 'real-only'"):

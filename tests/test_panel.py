@@ -17,8 +17,8 @@ from pathloop.adjudicate import AdjudicatePanel, AdjudicateQueue
 from pathloop.assignments import Design, make_pairs, make_worklist
 from pathloop.blind import BlindPanel, BlindQueue, seal_reading
 from pathloop.checklist import load_checklist
-from pathloop.compare import ComparePanel, CompareQueue
-from pathloop.data import CellImages
+from pathloop.compare import ComparePanel, CompareQueue, preference_pairs
+from pathloop.data import CellImages, to_uint8
 from pathloop.feedback import FeedbackStore
 from pathloop.grid import GridPanel, GridQueue
 from pathloop.panel import LABEL_KEYS, LabelPanel, LabelQueue, answer_message, answers_from_marks, change_keys
@@ -473,6 +473,26 @@ def test_a_preference_names_the_right_image_whatever_its_side(store, said):
     again = CompareQueue(pairs, IMAGES, "Ana")
     again.undo()
     assert again.current == shown[-1][0]
+
+
+def test_pairs_to_learn_from_are_the_last_word_of_each_rater(store):
+    pairs = make_pairs(store, "pairs", IMAGES[:5], IMAGES[5:], LABELS[:5], CLASSES, ("old", "new"), Design(raters=2, overlap_raters=2))
+    row = {pixels.tobytes(): i for i, pixels in enumerate(to_uint8(IMAGES))}
+    expected = []
+    for rater in ("Ana", "Ben"):
+        queue = CompareQueue(pairs, IMAGES, rater)
+        for said in ("left", "right", "tie", "neither"):
+            left, right = (row[image.tobytes()] for image in queue.describe(queue.remaining()[0])[1])
+            queue.answer(preferred=said)
+            expected += {"left": [[left, right]], "right": [[right, left]]}.get(said, [])
+    found = preference_pairs(store.events(), IMAGES)
+    assert sorted(found.tolist()) == sorted(expected) and len(found) == 4
+    for _ in range(3):
+        queue.undo()
+    assert sorted(preference_pairs(store.events(), IMAGES).tolist()) == sorted(expected[:3])
+    queue.answer(preferred="tie") # Of the pair whose "right" was undone
+    assert len(preference_pairs(store.events(), IMAGES)) == 3
+    assert preference_pairs(store.events(), IMAGES[:5]).shape == (0, 2)
 
 
 def test_the_side_of_a_pair_is_drawn(store):

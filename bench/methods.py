@@ -5,6 +5,7 @@
     python bench/methods.py "faulty smear: blur" --work runs/blur --judges runs/judges  # the same with one fault, as of a scanner out of focus
     python bench/methods.py ../shared/data/pbc64 --work runs/pbc64 --per-class 18     # on a folder of real images
     python bench/methods.py smear --work runs/smear --labels 64 128 256 512           # plausibility by label budget
+    python bench/methods.py --like bench/results/methods_faulty.json --work runs/faulty --judges runs/judges --out again.json     # what that file holds, made again
 
 What is made lies in the work folder and is never made twice, so the command can be stopped and run again. Two simulated pathologists of
 different kind and taught on different images: one gives the feedback (`giver`), the other only judges. Guidance is chosen on other seeds
@@ -572,9 +573,19 @@ def table(rows: list[dict], baseline: str = "untouched, guided") -> pd.DataFrame
     return pd.DataFrame(lines)
 
 
+def like(path: Path) -> dict:
+    "The options with which a file of results was made."
+    made = read_json(path)
+    rows = made["rows"]
+    return {"images": made["images"], "arms": list(dict.fromkeys(row["arm"] for row in rows)), "metrics_for": list(dict.fromkeys(row["arm"] for row in rows if "coverage" in row)),
+            **{option: sorted({row[name] for row in rows}) for option, name in (("seeds", "seed"), ("labels", "labels"))},
+            **made["options"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", help="'smear', 'faulty smear' (or with one of its faults: 'faulty smear: blur'), or a folder or table that load_images reads")
+    parser.add_argument("images", nargs="?", help="'smear', 'faulty smear' (or with one of its faults: 'faulty smear: blur'), or a folder or table that load_images reads")
+    parser.add_argument("--like", type=Path, help="a file that this command wrote: its images, seeds, labels, arms and options, unless others are given")
     parser.add_argument("--work", type=Path, required=True, help="where everything is kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--labels", type=int, nargs="+", default=[256], help="judged images per seed; several for a curve")
@@ -588,7 +599,11 @@ def main() -> None:
     parser.add_argument("--metrics-for", nargs="*", help="arms for which the other metrics are measured too, half a minute each; all without this option, none with nothing after it")
     parser.add_argument("--show", nargs="+", default=[], help="arms that a picture beside the figures shows, of the first seed")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    if made := parser.parse_known_args()[0].like:
+        parser.set_defaults(**like(made))
     given = parser.parse_args()
+    if not given.images:
+        parser.error("images must be given, or --like")
     if given.show and (not given.out or given.per_class < SHOWN or not {*given.show} <= {*(given.arms or given.show), "untouched, guided"}):
         parser.error(f"--show needs --out, at least {SHOWN} images of each type, and arms that are run; got {given.show}")
     setting = Setting(given.images, given.work, given.pretrain_steps, given.generator, given.judges, given.reward)
@@ -613,6 +628,7 @@ def main() -> None:
                    "plausible": int((source.reviews["verdict"] == "plausible").sum())} for run in runs for name in ("plain", "guided")
                   for source in [getattr(run, name)] if (source.folder / "reward").exists()]
         given.out.write_text(json.dumps({"date": str(date.today()), "device": f"{platform.machine()}, {torch.get_num_threads()} threads", "images": given.images,
+                                         "options": {name: getattr(given, name) for name in ("per_class", "pool_per_class", "reward", "generator", "pretrain_steps")},
                                          "guidance": read_json(given.work / "guidance.json"), "autoguidance": read_json(tried) if (tried := given.work / "autoguidance.json").exists() else None,
                                          "real_accepted": real, "n_test": len(test), "reward": reward,
                                          "table": found.to_dict("records"), "rows": [compact(row) for row in rows]}, indent=1, default=float))

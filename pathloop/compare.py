@@ -121,7 +121,7 @@ class ComparePanel(Panel):
         "The panel as it stands, as static HTML."
         return Snapshot(compare_html(self.queue, self.key_table, self.references, self.micrometres_per_pixel, filled=True), "pair")
 
-# %% ../nbs/05b_compare.ipynb #14898e91
+# %% ../nbs/05b_compare.ipynb #c015
 def preference_pairs(
     events: pd.DataFrame, # From `FeedbackStore.events` or `Worklist.events`
     images: np.ndarray, # float (n, 3, h, w) in [-1, 1], such as a pool's

@@ -375,7 +375,7 @@ def test_own_images_with_a_class_too_small(tmp_path: Path) -> None:
 
 
 def test_settings_round_trip_and_faults(tmp_path: Path) -> None:
-    config = StudyConfig(images='odd "name"', guidances=(1.25, 3.0))
+    config = StudyConfig(images='odd "name"', guidances=(1.25, 3.0), normalise=True)
     write_config(tmp_path / "study.toml", config)
     assert read_config(tmp_path / "study.toml") == config
     (tmp_path / "study.toml").write_text("size = ")

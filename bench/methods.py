@@ -430,6 +430,9 @@ class Run:
         return network(self.work / "networks" / "away from rejected, distilled", lambda: distil(
             self.generator, lesson, self.train, settings=replace(DISTILLING, seed=self.seed), **way))
 
+    def best_of(self, generator: Generator, labels: np.ndarray, seeds: np.ndarray, n: int, **sampling) -> Pool:
+        return quick(best_of, generator, labels, seeds, self.guided.reward.score, n=n, **sampling)
+
     def at(self, generator: Generator, labels: np.ndarray, seeds: np.ndarray, **sampling) -> Pool:
         return quick(best_of, generator, labels, seeds, lambda images, _: np.zeros(len(images)), n=1, **sampling)
 
@@ -450,8 +453,10 @@ def _arms() -> list[Arm]:
         Arm("untouched, autoguided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.setting.autoguidance)),
         Arm("guidance distilled", 1, True, lambda r, c, s: r.at(r.setting.distilled, c, s)),
         Arm("away from the pool, guided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.away(feedback=False))),
-        Arm("best of 4, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.guided.reward.score, n=4, **best(r))),
+        Arm("best of 4, guided", 8, True, lambda r, c, s: r.best_of(r.generator, c, s, 4, **best(r))),
         Arm("best of 4 by real images alone, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.guided.reward.typicality, n=4, **best(r))),
+        Arm("best of 3", 3, True, lambda r, c, s: r.best_of(r.generator, c, s, 3)),
+        Arm("guidance distilled, best of 3", 3, True, lambda r, c, s: r.best_of(r.setting.distilled, c, s, 3)),
         Arm("reward guidance, guided", 2, False, lambda r, c, s: r.at(r.generator, c, s, push=reward_push(r.guided.reward.log_plausible), **best(r))),
         Arm("away from rejected, guided", 3, False, lambda r, c, s: r.at(r.generator, c, s, **r.away())),
         Arm("away from rejected, distilled", 1, False, lambda r, c, s: r.at(r.distilled, c, s)),
@@ -461,6 +466,7 @@ def _arms() -> list[Arm]:
         Arm("curated, distilled", 1, False, lambda r, c, s: r.at(r.curated_once(True), c, s)),
         Arm("curated, led away", 3, False, lambda r, c, s: r.at(r.curated(True), c, s, **r.led())),
         Arm("curated, led away, distilled", 1, False, lambda r, c, s: r.at(r.curated_once(True, led=True), c, s)),
+        Arm("curated, led away, distilled, best of 3", 3, False, lambda r, c, s: r.best_of(r.curated_once(True, led=True), c, s, 3)),
         Arm("curated by real images alone, led away", 3, True, lambda r, c, s: r.at(r.curated(False), c, s, **r.led())),
         Arm("curated by real images alone, led away, distilled", 1, True, lambda r, c, s: r.at(r.curated_once(False, led=True), c, s)),
         Arm("real-only, long, led away", 3, True, lambda r, c, s: r.at(r.tuned("real-only, long"), c, s, **r.led())),

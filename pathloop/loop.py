@@ -464,10 +464,9 @@ def _prepare(study: Study) -> None:
     results = _step(study.folder, "real", settings, [], make)["results"]
     counts = results["counts"]
     painted = config.rounds * config.pool_per_class * len(counts["train"])
-    if config.labels > painted:
-        raise ValueError(f"labels must be at most {painted}, the images that are painted to be judged ({config.rounds} x {config.pool_per_class} of each of "
-                         f"{len(counts['train'])} types); got {config.labels}. Raise pool_per_class, or ask for fewer")
     study.say(f"  {len(counts['train'])} cell types; " + ", ".join(f"{sum(of.values())} {part}" for part, of in counts.items()) + " images")
+    if config.labels > painted:
+        study.say(f"  {config.labels} labels are asked for, but only {painted} images will be painted to be judged: all of them will be. Raise pool_per_class for more")
     for name, n in results["left_out"].items():
         study.say(f"  left out: {name!r} has only {n} different image{'s' * (n != 1)}, too few to train on, test on and judge with")
 

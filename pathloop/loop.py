@@ -815,7 +815,7 @@ def _looks(study: Study) -> pd.DataFrame:
     for round in range(1, study.config.rounds + 1):
         looks = study.card(f"generators/{study.tuned(round)}")["results"].get("guard", [])
         rows += [{"step": before + look["step"]} | {label: look[name] for name, label in names.items()} for look in looks]
-        before = rows[-1]["step"]
+        before = rows[-1]["step"] if rows else 0
     return pd.DataFrame(rows)
 
 

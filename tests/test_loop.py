@@ -31,6 +31,7 @@ from pathloop.loop import (
     Study,
     StudyConfig,
     _distil_steps,
+    _looks,
     _weights,
     open_cells,
     read_config,
@@ -302,6 +303,11 @@ def otherwise(rewarded: Path, folder: Path, say: list[str], **settings: object) 
 def test_feedback_guidance_is_guarded_too(rewarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = otherwise(rewarded, tmp_path / "good", [], method="feedback-guidance").run(until="finetune")
     assert [look["step"] for look in study.card("generators/feedback-guidance")["results"]["guard"]] == [0, 1, 2, 3] and not list((study.folder / "work").glob("*"))
+    assert _looks(study)["step"].tolist() == [0, 1, 2, 3]
+    path = study.folder / "generators/feedback-guidance/card.json"
+    card = read_json(path)
+    write_json(path, card | {"results": {"id": card["results"]["id"]}})  # As it was made before it was guarded
+    assert _looks(study).empty
     looks = []
 
     def falling(judge: Judge, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

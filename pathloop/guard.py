@@ -33,7 +33,7 @@ Scores = Callable[[np.ndarray, np.ndarray], np.ndarray] # (images, labels) -> a 
 
 @dataclass
 class Guard:
-    "A watch for `finetune(watches=[guard])`; afterwards `guard.last_good(generator)` is the network to keep."
+    "A watch for `finetune(watches=[guard])`; afterwards `guard.last_good(generator)` is the network to keep. Raises `ValueError` when `keep` is a file of another start."
 
     start: Generator # The generator before finetuning
     accepts: Accepts # The judge that takes no part, for instance `Judge.plausible`

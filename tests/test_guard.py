@@ -1,5 +1,6 @@
 """The guard: ends a run whose judge or coverage falls, keeps the last good network, and leaves a good run alone."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def assert_is(generator: Generator, weights: dict[str, torch.Tensor]) -> None:
 def test_a_judge_that_falls_ends_the_run_and_the_last_good_is_kept(start: Generator) -> None:
     guard = make_guard(start, falling(after=2))  # the start and one look
     result = tune(start, guard)
-    assert "the judge accepts 100.0 points fewer" in guard.stopped and "the reward" in guard.stopped
+    assert "the judge accepts 100.0 points fewer" in guard.stopped
+    assert re.search(r"; (the reward rose from|nor did the reward rise, from) -?\d\.\d{3} to ", guard.stopped)
     kept = guard.last_good(result)
     assert [look["step"] for look in guard.looks] == [0, 3, 6] and kept.id not in (result.id, start.id)
     assert_is(kept, weights_after(start, 3))

@@ -1,6 +1,6 @@
 """Two judges that share nothing, each giving the full verdict, and what they accept.
 
-    python -m bench.judges pbc64 --size 64 --images ../shared/data/pbc64   # fits both first: about 20 minutes on one core, 5 at 32 px
+    python -m bench.judges pbc64 --size 64 --images ../shared/data/pbc64   # fits both first: about 20 minutes on one core, 5 at 32 px; two hours at 32 px without 16-bit floats
     python -m bench.judges smear --size 64                                 # 15 minutes on one core, 5 at 32 px
     python -m bench.judges pbc64 --size 64 --folder FOLDER                 # keeps the fitted judges in FOLDER, and uses those that it holds
 

@@ -47,7 +47,7 @@ from pathloop.diffusion import Generator, Pool, pretrain, sample_pool
 from pathloop.evaluate import fit_features, nearest_training_check
 from pathloop.experts import ExpertPathologist, fit_expert_pathologist
 from pathloop.finetune import FinetuneConfig, best_part, finetune
-from pathloop.guide import best_of, distil, fit_guide, reward_push
+from pathloop.guide import STRIDE, best_of, distil, fit_guide, reward_push, sample_accepted
 from pathloop.intervals import mcnemar, paired_gain, wilson_interval
 from pathloop.loop import (
     CURATING,
@@ -68,7 +68,8 @@ from pathloop.training import TrainConfig
 from pathloop.utility import downstream_accuracy
 
 REPORTED, LEARNING = 1_000_000, 10_000 # First seeds: of reported images (1, 2, 3 ... million), of pools
-CHOOSING, LESSON, PICKED, FURTHER = 500_000_000, 600_000_000, 700_000_000, 800_000_000 # Far from the reported: for choosing guidance, for distilling, for the best of four, for further pools
+CHOOSING, LESSON, PICKED, FURTHER, AGAIN = 500_000_000, 600_000_000, 700_000_000, 800_000_000, 900_000_000 # Far from the reported: for choosing guidance, for distilling, for the best of four, for further pools, for second rounds
+REJECTION = "sampled until accepted, guided"
 GUIDANCES, LOWEST = (1.5, 2.0, 2.5), (0.0, 0.3) # Tried: strengths, and lowest noise levels at which guidance acts
 WEAK, WEAK_STEPS = (24, 48, 48), 400 # For autoguidance: half the width, a tenth of the default's training
 GENTLE = FinetuneConfig(steps=100, learning_rate=5e-5, beta=1.0)
@@ -90,6 +91,7 @@ class Way:
     larger: int = 1 # Times as many pool images; no more are judged
     rounds: int = 1 # Each with a fresh pool, sampled from the network so far
     sorted_anchor: bool = False # The real images are those that the reward likes
+    verdicts: bool = True # Does an image that was judged weigh by its verdict, or by the reward as all others do?
 
 
 SETTINGS = {
@@ -98,6 +100,8 @@ SETTINGS = {
     "reward-weighted, one weight for all": Way(PAPER, equal=True),
     "reward-weighted, beta 0": Way(replace(PAPER, beta=0.0)),
     "reward-weighted, beta 3": Way(replace(PAPER, beta=3.0)),
+    "reward-weighted, shared noise": Way(replace(PAPER, shared_noise=True)),
+    "reward-weighted, by the reward alone": Way(PAPER, verdicts=False),
     "reward-weighted, coarse noise only": Way(replace(PAPER, noise_from=0.3, beta=1.0)),
     "reward-weighted, guided pool": Way(PAPER, guided=True),
     "reward-weighted, guided pool, all weights 1": Way(PAPER, guided=True, feedback=False),
@@ -121,7 +125,7 @@ SETTINGS = {
 @dataclass(frozen=True)
 class Arm:
     name: str
-    cost: int # Network calls per step and image
+    cost: int # Network calls per step and image, or for each that is tried where some are tried again
     control: bool
     sample: Callable[["Run", np.ndarray, np.ndarray], Pool]
 
@@ -290,10 +294,21 @@ class Feedback:
     def __init__(self, run: "Run", guided: bool) -> None:
         self.run, self.folder, self.way = run, run.work / f"feedback{' guided' * guided}", run.setting.best if guided else {}
         self.shared = run.setting.work / f"pool{' guided' * guided}" / f"seed-{run.seed}-{run.per_class}" # The same for all budgets
+        self.generator, self.first, self.budget, self.before = run.generator, LEARNING * (1 + run.seed), run.budget, None
+
+    @classmethod
+    def again(cls, run: "Run", before: "Feedback", generator: Generator, way: dict, name: str) -> "Feedback":
+        "A second round: images of a network that has learned from the first, and the rest of the labels; the reward learns from both rounds."
+        found = cls(run, guided=False)
+        found.folder = run.work / f"feedback, {name}, round 2"
+        found.shared = found.folder / "pool"
+        found.generator, found.way, found.before = generator, way, before
+        found.first, found.budget = AGAIN + LEARNING * run.seed, run.budget - before.budget
+        return found
 
     @cached_property
     def pool(self) -> Pool:
-        return kept(self.shared, lambda: quick(sample_pool, self.run.generator, self.run.per_class, LEARNING * (1 + self.run.seed), **self.way))
+        return kept(self.shared, lambda: quick(sample_pool, self.generator, self.run.per_class, self.first, **self.way))
 
     def more(self, generator: Generator, times: int = 1, round: int = 0) -> Pool:
         "Another pool, `times` as large, of seeds that no other round has."
@@ -306,18 +321,27 @@ class Feedback:
         for label in range(len(self.pool.classes)):
             of_type = np.flatnonzero(self.pool.labels == label)
             ranks[of_type] = random.permutation(len(of_type))
-        return np.sort(np.lexsort((self.pool.labels, ranks))[: self.run.budget])
+        return np.sort(np.lexsort((self.pool.labels, ranks))[: self.budget])
 
     @cached_property
     def reviews(self) -> pd.DataFrame:
         return self.run.setting.judges["giver"].review(self.pool.images[self.asked], self.pool.labels[self.asked])
 
+    @property
+    def judged(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.DataFrame]:
+        "Images, labels and seeds that were judged in all rounds so far, and what was said."
+        here = tuple(getattr(self.pool, part)[self.asked] for part in ("images", "labels", "seeds"))
+        if self.before is None:
+            return (*here, self.reviews)
+        *there, said = self.before.judged
+        return (*map(np.concatenate, zip(there, here, strict=True)), pd.concat([said, self.reviews], ignore_index=True))
+
     @cached_property
     def reward(self) -> RewardModel:
         if not (self.folder / "reward").exists():
-            pool, rows = self.pool, self.asked
-            fit_reward(pool.images[rows], pool.labels[rows], self.reviews, self.run.train, seed=self.run.seed, members=3, seeds=pool.seeds[rows],
-                       pool_classes=True, body=self.run.setting.body).save(self.folder / "reward")
+            images, labels, seeds, said = self.judged
+            fit_reward(images, labels, said, self.run.train, seed=self.run.seed, members=3, seeds=seeds, pool_classes=True,
+                       body=self.run.setting.body).save(self.folder / "reward")
         return RewardModel.load(self.folder / "reward")
 
     @cached_property
@@ -360,6 +384,8 @@ class Run:
             real = self.better_half(True, source) if way.sorted_anchor else self.train
             reward = source.reward.log_plausible if method == "draft" else None
             generator, pool, weights = self.generator, source.pool, source.weights if way.feedback else np.ones(len(source.pool))
+            if not way.verdicts:
+                weights = weigh(pool)
             if way.equal:
                 weights = np.full(len(weights), weights.mean())
             if way.larger > 1:
@@ -388,6 +414,24 @@ class Run:
             return finetune(self.generator, self.guided.pool, np.ones(len(self.guided.pool)), self.better_half(feedback), "real-only", replace(LONG, seed=self.seed))
 
         return network(self.work / "networks" / ("curated" if feedback else "curated by real images alone"), make)
+
+    def in_two_rounds(self, curating: bool) -> Generator:
+        "Half the labels and half the updates, then a pool of that network, the other half of the labels, and the other half of the updates."
+        name = "curated" if curating else "reward-weighted"
+        settings = shortened(LONG if curating else PAPER, 2)
+
+        def learn(generator: Generator, source: Feedback, seed: int) -> Generator:
+            real, method = (self.better_half(True, source), "real-only") if curating else (self.train, "reward-weighted")
+            return finetune(generator, source.pool, source.weights, real, method, replace(settings, seed=seed))
+
+        def make() -> Generator:
+            half = Run(self.setting, self.seed, self.budget // 2, self.per_class)
+            first = half.guided if curating else half.plain
+            generator = network(self.work / "networks" / f"{name}, round 1 of 2", lambda: learn(self.generator, first, self.seed))
+            second = Feedback.again(self, first, generator, self.led() if curating else {}, name)
+            return learn(generator, second, self.seed + 100)
+
+        return network(self.work / "networks" / f"{name}, two rounds", make)
 
     def led(self) -> dict:
         "Sampling settings: guided more gently, and led away from the untouched generator, which learned the whole archive."
@@ -433,6 +477,17 @@ class Run:
     def best_of(self, generator: Generator, labels: np.ndarray, seeds: np.ndarray, n: int, **sampling) -> Pool:
         return quick(best_of, generator, labels, seeds, self.guided.reward.score, n=n, **sampling)
 
+    def until_accepted(self, labels: np.ndarray, seeds: np.ndarray, most: int = 8, **sampling) -> Pool:
+        "Rejection sampling by the reward; what is the last to be tried stays, so that no place is empty."
+        found, _ = quick(sample_accepted, self.generator, labels, seeds, self.guided.reward.score, n=most - 1, **sampling)
+        left = ~np.isin(seeds, found.seeds % STRIDE)
+        if not left.any():
+            return found
+        last = self.at(self.generator, labels[left], seeds[left] + (most - 1) * STRIDE, **sampling)
+        joined = {part: np.concatenate([getattr(found, part), getattr(last, part)]) for part in ("images", "labels", "seeds")}
+        order = np.argsort(joined["seeds"] % STRIDE)
+        return replace(found, **{part: rows[order] for part, rows in joined.items()})
+
     def at(self, generator: Generator, labels: np.ndarray, seeds: np.ndarray, **sampling) -> Pool:
         return quick(best_of, generator, labels, seeds, lambda images, _: np.zeros(len(images)), n=1, **sampling)
 
@@ -455,6 +510,7 @@ def _arms() -> list[Arm]:
         Arm("away from the pool, guided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.away(feedback=False))),
         Arm("best of 4, guided", 8, True, lambda r, c, s: r.best_of(r.generator, c, s, 4, **best(r))),
         Arm("best of 4 by real images alone, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.guided.reward.typicality, n=4, **best(r))),
+        Arm(REJECTION, 2, True, lambda r, c, s: r.until_accepted(c, s, **best(r))),
         Arm("best of 3", 3, True, lambda r, c, s: r.best_of(r.generator, c, s, 3)),
         Arm("guidance distilled, best of 3", 3, True, lambda r, c, s: r.best_of(r.setting.distilled, c, s, 3)),
         Arm("reward guidance, guided", 2, False, lambda r, c, s: r.at(r.generator, c, s, push=reward_push(r.guided.reward.log_plausible), **best(r))),
@@ -467,6 +523,9 @@ def _arms() -> list[Arm]:
         Arm("curated, led away", 3, False, lambda r, c, s: r.at(r.curated(True), c, s, **r.led())),
         Arm("curated, led away, distilled", 1, False, lambda r, c, s: r.at(r.curated_once(True, led=True), c, s)),
         Arm("curated, led away, distilled, best of 3", 3, False, lambda r, c, s: r.best_of(r.curated_once(True, led=True), c, s, 3)),
+        Arm("curated, two rounds, led away", 3, False, lambda r, c, s: r.at(r.in_two_rounds(curating=True), c, s, **r.led())),
+        Arm("reward-weighted, two rounds", 1, False, lambda r, c, s: r.at(r.in_two_rounds(curating=False), c, s)),
+        Arm("reward-weighted, two rounds, guided", 2, False, lambda r, c, s: r.at(r.in_two_rounds(curating=False), c, s, **best(r))),
         Arm("curated by real images alone, led away", 3, True, lambda r, c, s: r.at(r.curated(False), c, s, **r.led())),
         Arm("curated by real images alone, led away, distilled", 1, True, lambda r, c, s: r.at(r.curated_once(False, led=True), c, s)),
         Arm("real-only, long, led away", 3, True, lambda r, c, s: r.at(r.tuned("real-only, long"), c, s, **r.led())),
@@ -524,7 +583,8 @@ def judge_all(setting: Setting, runs: list[Run], arms: list[Arm], metrics_for: l
             pool = Pool.load(run.place(arm))
             path = run.place(arm) / f"measured{'' if full else '-verdicts'}.json"
             found = read(path, lambda pool=pool, full=full: {"verdicts": bench.verdicts(pool.images, pool.labels)} | (bench.measure(pool.images, pool.labels) if full else {}))
-            rows.append({"arm": arm.name, "cost": arm.cost, "control": arm.control, "seed": run.seed, "labels": run.budget, **found})
+            tries = 1 + float((pool.seeds // STRIDE).mean()) if arm.name == REJECTION else 1
+            rows.append({"arm": arm.name, "cost": arm.cost * tries, "control": arm.control, "seed": run.seed, "labels": run.budget, **found})
     return rows
 
 
@@ -563,7 +623,7 @@ def table(rows: list[dict], baseline: str = "untouched, guided") -> pd.DataFrame
 
     for arm, labels in dict.fromkeys((r["arm"], r["labels"]) for r in rows):
         found, base = by(arm, labels), by(baseline, labels)
-        line = {"arm": arm, "labels": labels, "calls": found[0]["cost"], "control": found[0]["control"], "seeds": len(found)}
+        line = {"arm": arm, "labels": labels, "calls": float(np.mean([r["cost"] for r in found])), "control": found[0]["control"], "seeds": len(found)}
         for judge in found[0]["verdicts"]:
             said = joined(found, judge)
             share = wilson_interval(int(said.sum()), len(said))

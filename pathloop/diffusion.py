@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'ImagePush', 'PRESETS', 'NetworkConfig', 'make_unet', 'denoise', 'denoising_loss', 'Generator',
-           'random_loss', 'turn_at_random', 'stain_at_random', 'StainEmbedding', 'drop_classes', 'Batches',
-           'fingerprint', 'averaged_generator', 'pretrain', 'Pool', 'sample_pool']
+           'draw_noise', 'random_loss', 'turn_at_random', 'stain_at_random', 'StainEmbedding', 'drop_classes',
+           'Batches', 'fingerprint', 'averaged_generator', 'pretrain', 'Pool', 'sample_pool']
 
 # %% ../nbs/06_diffusion.ipynb #c003
 import hashlib
@@ -245,19 +245,26 @@ def _sample_batch(generator: Generator, labels: np.ndarray, seeds: np.ndarray, c
     return generator.restore(x).cpu().numpy()
 
 # %% ../nbs/06_diffusion.ipynb #c018
+def draw_noise(
+    like: Tensor, # Folded images, any shape
+    random: torch.Generator, # On the CPU; a GPU draws its noise itself from a seed of it
+) -> Tensor: # Standard normal, of that shape and on that device
+    "Noise for training."
+    if like.is_cuda: # Drawing millions of numbers on the CPU would keep a GPU waiting
+        random = torch.Generator(like.device).manual_seed(int(torch.randint(2**62, (), generator=random)))
+    return torch.randn(like.shape, generator=random, device=random.device).to(like.device)
+
+
 def random_loss(
     unet: nn.Module,
     folded: Tensor, # Clean folded images, shape (n, c, h, w)
     labels: Tensor, # Class of each, shape (n,)
-    random: torch.Generator, # Draws noise levels and noise; on the CPU, but a GPU draws its noise itself from a seed of it
+    random: torch.Generator, # Draws noise levels and noise
     sigma_data: float, # Standard deviation of the data
 ) -> Tensor: # Loss of each image in this process's share of the batch, shape (n,) when there is one process
     "`denoising_loss` at random noise levels, ln(sigma) ~ N(-1.2, 1.2**2) (Karras et al. 2022, table 1)."
     sigma = (1.2 * torch.randn(len(folded), generator=random) - 1.2).exp().to(folded.device)
-    if folded.is_cuda: # Drawing millions of numbers on the CPU would keep a GPU waiting
-        random = torch.Generator(folded.device).manual_seed(int(torch.randint(2**62, (), generator=random)))
-    noise = torch.randn(folded.shape, generator=random, device=random.device).to(folded.device)
-    return denoising_loss(unet, share(folded), share(labels), share(sigma), share(noise), sigma_data)
+    return denoising_loss(unet, share(folded), share(labels), share(sigma), share(draw_noise(folded, random)), sigma_data)
 
 
 def turn_at_random(

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .core import check_labels
 from .data import CellImages
-from .diffusion import Batches, Generator, Pool, denoise, drop_classes, fingerprint, random_loss, turn_at_random
+from .diffusion import Batches, Generator, Pool, denoise, draw_noise, drop_classes, fingerprint, random_loss, turn_at_random
 from .sampling import SampleConfig, solve
 from .training import TrainConfig, Watch, share, train
 
@@ -54,6 +54,7 @@ class FinetuneConfig(TrainConfig):
     mix: float = 1.0 # For "nft": share of the new network in its positive and negative policies, above 0 to 1
     kl: float = 0.0 # For "nft": weight of the squared distance from the start's estimates, which bounds the divergence from it
     noise_from: float = 0.0 # Lowest noise level at which pool images teach; above 0, fine grain is learned from real images only
+    shared_noise: bool = False # Noise an update's pool and real images alike, not each on their own; nothing to "dpo" and "draft"
     lora_rank: int = 0 # Train low-rank adapters of this rank (needs peft) and merge them; 0 trains all weights
 
     def __post_init__(self) -> None:
@@ -105,19 +106,19 @@ class _PoolBatches:
         self.weights = torch.from_numpy(weights).to(generator.device)
         self.no_class = len(generator.classes)
 
-    def draw(self, random: torch.Generator) -> Noised:
-        return self.take(torch.randint(len(self.images), (self.settings.batch_size,), generator=random), random)
+    def draw(self, random: torch.Generator, noising: torch.Generator) -> Noised:
+        return self.take(torch.randint(len(self.images), (self.settings.batch_size,), generator=random), random, noising)
 
-    def take(self, rows: Tensor, random: torch.Generator) -> Noised:
+    def take(self, rows: Tensor, random: torch.Generator, noising: torch.Generator) -> Noised:
         rows = rows.to(self.images.device)
         labels = drop_classes(self.labels[rows], self.settings.no_class, self.no_class, random)
         folded = self.prepare(turn_at_random(self.images[rows], random))
-        sigma = _levels(len(rows), self.settings.noise_from, random).to(folded.device)
-        noise = torch.randn(folded.shape, generator=random).to(folded.device)
+        sigma = _levels(len(rows), self.settings.noise_from, noising).to(folded.device)
+        noise = draw_noise(folded, noising)
         return Noised(*map(share, (folded, labels, self.weights[rows], sigma, noise)))
 
 # %% ../nbs/09_finetune.ipynb #c011
-Objective = Callable[[nn.Module, torch.Generator], Tensor] # The pool's part of the loss of one update
+Objective = Callable[[nn.Module, torch.Generator, torch.Generator], Tensor] # The pool's part of the loss of one update; the last draws its levels and noise
 LogPlausible = Callable[[Tensor, Tensor], Tensor] # (images (n, 3, s, s), labels (n,)) -> log p(plausible) (n,), differentiable
 
 
@@ -139,8 +140,8 @@ def _pull(batches: _PoolBatches, weights: np.ndarray, sigma_data: float) -> Obje
     "Weighted learning: `reward-weighted`, and `sft` with weights of 0 and 1."
     batches.weights = torch.from_numpy(weights).to(batches.images.device)
 
-    def objective(unet: nn.Module, random: torch.Generator) -> Tensor:
-        seen = batches.draw(random)
+    def objective(unet: nn.Module, random: torch.Generator, noising: torch.Generator) -> Tensor:
+        seen = batches.draw(random, noising)
         return (seen.weight * _errors(_estimates(unet, seen, sigma_data), seen, sigma_data)).mean()
 
     return objective
@@ -155,8 +156,8 @@ def _gains(unet: nn.Module, start: nn.Module, seen: Noised, sigma_data: float) -
 
 
 def _kto(batches: _PoolBatches, start: nn.Module, strength: float, sigma_data: float) -> Objective:
-    def objective(unet: nn.Module, random: torch.Generator) -> Tensor:
-        seen = batches.draw(random)
+    def objective(unet: nn.Module, random: torch.Generator, noising: torch.Generator) -> Tensor:
+        seen = batches.draw(random, noising)
         gain = _gains(unet, start, seen, sigma_data)
         above = strength * (gain - gain.detach().mean().clamp(min=0))
         return -(seen.weight * F.logsigmoid(above) + (1 - seen.weight) * F.logsigmoid(-above)).mean() / strength
@@ -190,12 +191,12 @@ def _dpo(batches: _PoolBatches, start: nn.Module, pairs: np.ndarray, strength: f
         raise ValueError(f"batch_size must be at least 2 for method='dpo', which learns from pairs; got {batches.settings.batch_size}")
     table = torch.from_numpy(pairs)
 
-    def objective(unet: nn.Module, random: torch.Generator) -> Tensor:
+    def objective(unet: nn.Module, random: torch.Generator, _: torch.Generator) -> Tensor:
         rows = table[torch.randint(len(table), (batches.settings.batch_size // 2,), generator=random)]
         chance = random.get_state()
-        better = batches.take(rows[:, 0], random)
+        better = batches.take(rows[:, 0], random, random)
         random.set_state(chance) # The worse one gets the same turn, noise and level
-        worse = batches.take(rows[:, 1], random)
+        worse = batches.take(rows[:, 1], random, random)
         gain = _gains(unet, start, Noised(*map(torch.cat, zip(better, worse, strict=True))), sigma_data)
         ahead, behind = gain.chunk(2)
         return -F.logsigmoid(strength * (ahead - behind)).mean() / strength
@@ -218,9 +219,9 @@ def optimality(
 def _nft(batches: _PoolBatches, start: nn.Module, mix: float, kl: float, sigma_data: float) -> Objective:
     batches.weights = torch.from_numpy(optimality(batches.labels.cpu().numpy(), batches.weights.cpu().numpy())).to(batches.images.device)
 
-    def objective(unet: nn.Module, random: torch.Generator) -> Tensor:
+    def objective(unet: nn.Module, random: torch.Generator, noising: torch.Generator) -> Tensor:
         unet.eval()
-        seen = batches.draw(random)
+        seen = batches.draw(random, noising)
         with torch.no_grad():
             old = _estimates(start, seen, sigma_data)
         change = _estimates(unet, seen, sigma_data) - old
@@ -233,7 +234,7 @@ def _nft(batches: _PoolBatches, start: nn.Module, mix: float, kl: float, sigma_d
 def _draft(generator: Generator, reward: LogPlausible, settings: FinetuneConfig, steps: int = 8) -> Objective:
     sampling = SampleConfig(steps=steps)
 
-    def objective(unet: nn.Module, random: torch.Generator) -> Tensor:
+    def objective(unet: nn.Module, random: torch.Generator, _: torch.Generator) -> Tensor:
         unet.eval()
         labels = torch.randint(len(generator.classes), (settings.batch_size,), generator=random).to(generator.device)
         noise = torch.randn((settings.batch_size, *generator.config.shape), generator=random).to(generator.device)
@@ -325,8 +326,9 @@ def finetune(
     def step_loss(unet: nn.Module, random: torch.Generator) -> Tensor:
         unet.train()
         folded, labels = real_batches.draw(random)
+        noising = torch.Generator().set_state(random.get_state()) if settings.shared_noise else random # As it stands before the real images are noised
         anchor = random_loss(unet, folded, labels, random, sigma_data).mean()
-        return anchor if of_pool is None else of_pool(unet, random) + settings.beta * anchor
+        return anchor if of_pool is None else of_pool(unet, random, noising) + settings.beta * anchor
 
     unet = copy.deepcopy(generator.unet)
     trained = _with_adapters(unet, settings.lora_rank, settings.seed) if settings.lora_rank else unet

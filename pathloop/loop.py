@@ -54,7 +54,7 @@ STUDY_METHODS = {name: about for name, about in METHODS.items() if name != "real
 CURATING = FinetuneConfig(steps=400, batch_size=64, learning_rate=5e-4, average=0.99) # The three of "curated" were chosen in the experiment on methods
 LED_AWAY: dict[str, Any] = {"guidance": 1.5, "guide_scale": 3.0}
 DISTILLING = DistillConfig(steps=160, checkpoint_every=50)
-_FINE = ("normalise", "accept", "strength", "mix", "kl", "noise_from", "lora_rank")
+_FINE = ("normalise", "accept", "strength", "mix", "kl", "noise_from", "shared_noise", "lora_rank")
 _OWN = {"curated": CURATING, "draft": FinetuneConfig(steps=40), "feedback-guidance": replace(GUIDE, steps=200)} # How these finetune unless told otherwise
 
 
@@ -83,12 +83,13 @@ class StudyConfig(Config):
     finetune_steps: int = 0 # Updates of a round's finetuning; its control gets as many as all rounds together. 0 takes the method's own, as `finetuning` says
     learning_rate: float = 0.0 # Of finetuning; 0 takes the method's own
     beta: float = 0.3 # Weight of the real images in finetuning; nothing to "curated" and "feedback-guidance"
-    normalise: bool = False # This and the next six are as in `FinetuneConfig`; nothing to "curated" and "feedback-guidance"
+    normalise: bool = False # This and the next seven are as in `FinetuneConfig`; nothing to "curated" and "feedback-guidance"
     accept: float = 0.5 # For "sft": weights above it count as accepted
     strength: float = 100.0 # For "kto" and "dpo": the higher, the nearer to the start
     mix: float = 1.0 # For "nft": share of the new network in its two policies
     kl: float = 0.0 # For "nft": weight of the distance from the start
     noise_from: float = 0.0 # Lowest noise level at which pool images teach
+    shared_noise: bool = False # Noise an update's pool and real images alike
     lora_rank: int = 0 # Finetune adapters of this rank (needs peft); 0 finetunes all weights
     real_share: float = 0.5 # For "curated": the share of each type's real images that stays
     guidances: tuple[float, ...] = (1.5, 2.0, 2.5) # Tried for the untouched generator at its best guidance

@@ -1,5 +1,6 @@
 """Finetuning: exact limits of the objectives, the untouched original, adapters, and bad weights."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -194,6 +195,24 @@ def test_coarse_noise_only_never_shows_the_pool_at_low_noise() -> None:
 
     sigma = _levels(4000, 0.3, torch.Generator().manual_seed(0))
     assert sigma.min() >= 0.3 and _levels(4000, 0.0, torch.Generator().manual_seed(0)).min() < 0.05
+
+
+def levels_seen(start: tuple[Generator, Pool], shared: bool) -> list[torch.Tensor]:
+    "The noise levels that the network was given, call by call: real images, pool images, real images ..."
+    generator, pool = start
+    copied, seen = copy.deepcopy(generator), []
+    copied.unet.register_forward_hook(lambda module, given, result: seen.append(given[1].detach().clone()))
+    finetune(copied, pool, np.ones(12), make_cells(), settings=replace(SETTINGS, steps=3, shared_noise=shared))
+    return seen
+
+
+def test_noise_is_shared_only_if_asked(start: tuple[Generator, Pool]) -> None:
+    for shared in (True, False):
+        levels = levels_seen(start, shared)
+        assert len(levels) == 6
+        for of_real, of_pool in zip(levels[::2], levels[1::2], strict=True):
+            assert torch.equal(of_real, of_pool) is shared
+        assert not torch.equal(levels[0], levels[2]), "drawn anew for each update"
 
 
 def test_adapters_change_only_what_they_touch(start: tuple[Generator, Pool]) -> None:

@@ -170,11 +170,12 @@ def test_changed_settings_are_refused(finished: Study) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    arguments = [*COMMAND, "run", str(tmp_path / "s"), "--until", "pretrain", "--pretrain-steps", "1000000", "--size", "16"]
+    Study.create(tmp_path / "s", StudyConfig(**TINY | {"generator": "", "size": 16, "pretrain_steps": 1_000_000, "pretrain_batch": 16}), say=lambda line: None)
+    arguments = [*COMMAND, "run", str(tmp_path / "s"), "--until", "pretrain"]
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL) # As at a terminal; a script's background jobs are born deaf to Ctrl-C
     first = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=QUIET, preexec_fn=heard)
     checkpoint = tmp_path / "s" / "work" / "pretrain.safetensors"
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 600
     while not checkpoint.exists() and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.2)
     first.send_signal(signal.SIGINT)

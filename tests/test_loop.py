@@ -175,7 +175,7 @@ def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(tmp_path: Path) -> No
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL) # As at a terminal; a script's background jobs are born deaf to Ctrl-C
     first = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=QUIET, preexec_fn=heard)
     checkpoint = tmp_path / "s" / "work" / "pretrain.safetensors"
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 500
     while not checkpoint.exists() and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.2)
     first.send_signal(signal.SIGINT)

@@ -53,6 +53,7 @@ from pathloop.loop import (
     CURATING,
     DISTILLING,
     LED_AWAY,
+    VERDICT_WEIGHTS,
     StudyConfig,
     _real_parts,
     open_cells,
@@ -348,7 +349,7 @@ class Feedback:
     def weights(self) -> np.ndarray:
         "The reward's probabilities; where a pathologist has spoken, the verdict."
         weights = self.reward.score(self.pool.images, self.pool.labels).astype(float)
-        weights[self.asked] = self.reviews["verdict"].map({"plausible": 1.0, "implausible": 0.0, "unsure": 0.5}).to_numpy()
+        weights[self.asked] = self.reviews["verdict"].map(VERDICT_WEIGHTS).to_numpy()
         return weights
 
 

@@ -26,6 +26,7 @@ from pathloop.finetune import FinetuneConfig, best_part, finetune
 from pathloop.guide import STRIDE, DistillConfig, distil
 from pathloop.loop import (
     LED_AWAY,
+    VERDICT_WEIGHTS,
     TINY,
     NeedsFeedback,
     Study,
@@ -106,18 +107,58 @@ def test_weights_are_probabilities_of_plausible_with_their_identity(finished: St
 
 
 @pytest.mark.slow
+def test_judged_images_weigh_by_their_verdict_and_others_by_the_reward(finished: Study) -> None:
+    table = pd.read_csv(finished.folder / "rewards/round-1/weights.csv").set_index("image")
+    said = pd.read_csv(finished.folder / "feedback/round-1/verdicts.csv").set_index("image")["verdict"]
+    assert 0 < len(said) < len(table) and said.nunique() > 1
+    np.testing.assert_array_equal(table.loc[said.index, "weight"], said.map(VERDICT_WEIGHTS))
+    unasked = table.drop(said.index)
+    np.testing.assert_array_equal(unasked["weight"], unasked["p_plausible"])
+    np.testing.assert_array_equal(_weights(finished, 1), table["weight"])
+
+
+@pytest.mark.slow
+def test_the_reward_alone_weighs_when_asked_and_that_is_another_study(finished: Study, tmp_path: Path) -> None:
+    folder = tmp_path / "by-reward"
+    shutil.copytree(finished.folder, folder)
+    write_config(folder / "study.toml", replace(finished.config, weigh_judged="reward"))
+    study = Study(folder, say=lambda line: None)
+    with pytest.raises(ValueError, match="rewards/round-1 was made otherwise: settings 'weigh_judged' is 'reward', was None"):
+        study.reward()
+    shutil.rmtree(folder / "rewards/round-1")
+    study.reward()
+    table = pd.read_csv(folder / "rewards/round-1/weights.csv")
+    np.testing.assert_array_equal(table["weight"], table["p_plausible"])
+    write_config(folder / "study.toml", finished.config)
+    with pytest.raises(ValueError, match="settings 'weigh_judged' is None, was 'reward'"):
+        Study(folder, say=lambda line: None).reward()
+
+
+@pytest.mark.slow
+def test_weights_made_before_verdicts_weighed_are_read_as_they_are(finished: Study) -> None:
+    path = finished.folder / "rewards/round-1/weights.csv"
+    original = path.read_text()
+    try:
+        table = pd.read_csv(path)
+        table.drop(columns="weight").to_csv(path, index=False)
+        np.testing.assert_array_equal(_weights(finished, 1), table["p_plausible"])
+    finally:
+        path.write_text(original)
+
+
+@pytest.mark.slow
 def test_weights_may_be_sorted_or_replaced_but_not_be_missing(finished: Study) -> None:
     path = finished.folder / "rewards/round-1/weights.csv"
     original, before = path.read_text(), _weights(finished, 1)
     try:
         table = pd.read_csv(path)
-        table.sort_values("p_plausible").to_csv(path, index=False)
+        table.sort_values("weight").to_csv(path, index=False)
         np.testing.assert_array_equal(_weights(finished, 1), before)
         table.iloc[3:].to_csv(path, index=False)
         with pytest.raises(ValueError, match=f"lacks 3 of {len(table)}, {table['image'][0][:12]}"):
             _weights(finished, 1)
-        table.assign(p_plausible=1.5).to_csv(path, index=False)
-        with pytest.raises(ValueError, match="p_plausible from 0 to 1"):
+        table.assign(weight=1.5).to_csv(path, index=False)
+        with pytest.raises(ValueError, match="a weight from 0 to 1"):
             _weights(finished, 1)
     finally:
         path.write_text(original)
@@ -395,6 +436,8 @@ def test_settings_round_trip_and_faults(tmp_path: Path) -> None:
         StudyConfig(rounds=0)
     with pytest.raises(ValueError, match="labels must be at least one a round, of which there are 3; got 2"):
         StudyConfig(rounds=3, labels=2)
+    with pytest.raises(ValueError, match="weigh_judged must be 'verdict' or 'reward'; got 'both'"):
+        StudyConfig(weigh_judged="both")
     with pytest.raises(ValueError, match="real_share must be above 0 and at most 1; got 0"):
         StudyConfig(real_share=0)
     with pytest.raises(ValueError, match="method must be one of .*'feedback-guidance'.*; got 'real-only'"):

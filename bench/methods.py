@@ -92,6 +92,7 @@ class Way:
     larger: int = 1 # Times as many pool images; no more are judged
     rounds: int = 1 # Each with a fresh pool, sampled from the network so far
     sorted_anchor: bool = False # The real images are those that the reward likes
+    sampler_steps: int = 0 # Steps of the sampler that paints the pool, then none of it judged; 0 for those of the pool that was judged
     verdicts: bool = True # Does an image that was judged weigh by its verdict, or by the reward as all others do?
 
 
@@ -103,6 +104,8 @@ SETTINGS = {
     "reward-weighted, beta 3": Way(replace(PAPER, beta=3.0)),
     "reward-weighted, shared noise": Way(replace(PAPER, shared_noise=True)),
     "reward-weighted, by the reward alone": Way(PAPER, verdicts=False),
+    "reward-weighted, pool of 9 sampler steps": Way(PAPER, sampler_steps=9),
+    "reward-weighted, pool of 36 sampler steps": Way(PAPER, sampler_steps=36),
     "reward-weighted, coarse noise only": Way(replace(PAPER, noise_from=0.3, beta=1.0)),
     "reward-weighted, guided pool": Way(PAPER, guided=True),
     "reward-weighted, guided pool, all weights 1": Way(PAPER, guided=True, feedback=False),
@@ -385,7 +388,9 @@ class Run:
             real = self.better_half(True, source) if way.sorted_anchor else self.train
             reward = source.reward.log_plausible if method == "draft" else None
             generator, pool, weights = self.generator, source.pool, source.weights if way.feedback else np.ones(len(source.pool))
-            if not way.verdicts:
+            if way.sampler_steps:
+                pool = quick(sample_pool, generator, self.per_class, source.first, steps=way.sampler_steps, **source.way)
+            if not way.verdicts or way.sampler_steps:
                 weights = weigh(pool)
             if way.equal:
                 weights = np.full(len(weights), weights.mean())

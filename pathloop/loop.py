@@ -574,7 +574,10 @@ def _verdicts(study: Study, round: int) -> pd.Series:
 
 
 def _reward(study: Study, round: int) -> None:
-    settings = {"seed": study.config.seed, "steps": study.config.reward_steps} | ({} if study.config.weigh_judged == "verdict" else {"weigh_judged": study.config.weigh_judged})
+    config = study.config
+    settings: dict[str, Any] = {"seed": config.seed, "steps": config.reward_steps}
+    if config.weigh_judged != "verdict":
+        settings["weigh_judged"] = config.weigh_judged
 
     def make(place: Path) -> dict[str, Any]:
         pool, (images, labels, seeds, reviews) = study.pool(f"round-{round}"), _judged(study, round)
@@ -585,7 +588,7 @@ def _reward(study: Study, round: int) -> None:
         model.save(place / "model")
         table = model.weights_table(pool.images, pool.labels, pool.seeds)
         table["weight"] = table["p_plausible"]
-        if study.config.weigh_judged == "verdict":
+        if config.weigh_judged == "verdict":
             table["weight"] = table["image"].map(_verdicts(study, round).map(VERDICT_WEIGHTS)).fillna(table["p_plausible"])
         table.to_csv(place / "weights.csv", index=False)
         return {"report": model.report, "mean_weight": float(table["weight"].mean()), "drift": _drift(study, round, start)}

@@ -26,8 +26,8 @@ from pathloop.finetune import FinetuneConfig, best_part, finetune
 from pathloop.guide import STRIDE, DistillConfig, distil
 from pathloop.loop import (
     LED_AWAY,
-    VERDICT_WEIGHTS,
     TINY,
+    VERDICT_WEIGHTS,
     NeedsFeedback,
     Study,
     StudyConfig,

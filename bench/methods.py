@@ -3,13 +3,16 @@
     python bench/methods.py smear --work runs/smear                                  # on the embedded smears
     python bench/methods.py "faulty smear" --work runs/faulty --judges runs/judges      # on an archive in which a third of the cells are faulty
     python bench/methods.py "faulty smear: blur" --work runs/blur --judges runs/judges  # the same with one fault, as of a scanner out of focus
-    python bench/methods.py ../shared/data/pbc64 --work runs/pbc64 --per-class 18     # on a folder of real images
+    python bench/methods.py ../shared/data/pbc64 --work runs/pbc64 --judges runs/judges-pbc64 --per-class 28 --pool plain # on a folder of real images
     python bench/methods.py smear --work runs/smear --labels 64 128 256 512           # plausibility by label budget
     python bench/methods.py --like bench/results/methods_faulty.json --work runs/faulty --judges runs/judges --out again.json     # what that file holds, made again
 
 What is made lies in the work folder and is never made twice, so the command can be stopped and run again. Two simulated pathologists of
 different kind and taught on different images: one gives the feedback (`giver`), the other only judges. Guidance is chosen on other seeds
 than those reported. One pretrained generator; the seeds are those of pool, feedback, reward, finetuning and sampled images.
+
+The paper's objective learns from images sampled without guidance, as in the paper, and all else from guided ones, or with `--pool plain` from the
+same as the paper's: where guidance leaves few images to reject, a reward finds more to learn from there.
 
 The settings of the methods were fixed before any of their images was judged, and are not tuned per method. The curated arms are an
 exception: theirs (`LONG`, and what is distilled) were chosen on seed 9 of the first archive below, where both judges were asked, and how far
@@ -137,8 +140,9 @@ class Arm:
 class Setting:
     "What all seeds share: real images, generator, judges, best guidance."
 
-    def __init__(self, images: str, work: Path, pretrain_steps: int, generator: str, judges: Path | None, body: str = "types") -> None:
-        self.body = body # Of the reward
+    def __init__(self, images: str, work: Path, pretrain_steps: int, generator: str, judges: Path | None, body: str = "types", pool: str = "guided") -> None:
+        self.body, self.pool = body, pool # Of the reward; what all but the paper's objective learns from
+        self.taught: dict[int, RewardModel] = {} # Of each seed a reward, to lend the others what real images taught it
         self.images, self.work, self.pretrain_steps, self.given, self.judges_folder = images, work, pretrain_steps, generator, judges
         work.mkdir(parents=True, exist_ok=True)
         made_of = read(work / "images.json", lambda: {"images": images})["images"]
@@ -166,6 +170,10 @@ class Setting:
         unused = quick(sample_pool, sound, 1, 0)
         settings = FinetuneConfig(steps=1200, batch_size=64, learning_rate=1e-3, warmup=100, average=0.995)
         return finetune(sound, unused, np.ones(len(unused)), self.real["train"], "real-only", settings, self.work / "trained-on.safetensors")
+
+    @cached_property
+    def remembered(self) -> "Remembered":
+        return Remembered(self.generator)
 
     @cached_property
     def judges(self) -> dict:
@@ -206,6 +214,24 @@ class Setting:
         "The guided generator in one network: needs no feedback, so one for all seeds."
         lesson = quick(sample_pool, self.generator, 32, LESSON, **self.best)
         return network(self.work / "guidance distilled", lambda: distil(self.generator, lesson, self.real["train"], settings=DISTILLING, **self.best))
+
+
+class Remembered:
+    "A generator at its best guidance that paints each place once: all budgets choose among the same images."
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator, self.painted = generator, {}
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.generator, name)
+
+    def sample(self, labels: np.ndarray, seeds: np.ndarray, **sampling) -> np.ndarray:
+        keys = list(zip(labels.tolist(), seeds.tolist(), strict=True))
+        new = np.array([key not in self.painted for key in keys])
+        if new.any():
+            images = self.generator.sample(labels[new], seeds[new], **sampling)
+            self.painted |= {key: image for key, image in zip([k for k, n in zip(keys, new, strict=True) if n], images, strict=True)}
+        return np.stack([self.painted[key] for key in keys])
 
 
 class Giver:
@@ -345,8 +371,11 @@ class Feedback:
         if not (self.folder / "reward").exists():
             images, labels, seeds, said = self.judged
             fit_reward(images, labels, said, self.run.train, seed=self.run.seed, members=3, seeds=seeds, pool_classes=True,
-                       body=self.run.setting.body).save(self.folder / "reward")
-        return RewardModel.load(self.folder / "reward")
+                       body=self.run.setting.body, start=self.run.setting.taught.get(self.run.seed)).save(self.folder / "reward")
+        model = RewardModel.load(self.folder / "reward")
+        if self.run.setting.body == "types": # What real images teach is the same for all budgets of a seed: it is learned once
+            self.run.setting.taught.setdefault(self.run.seed, model)
+        return model
 
     @cached_property
     def weights(self) -> np.ndarray:
@@ -361,7 +390,7 @@ class Run:
 
     def __init__(self, setting: Setting, seed: int, labels: int, pool_per_class: int) -> None:
         self.setting, self.seed, self.budget, self.per_class = setting, seed, labels, pool_per_class
-        self.work = setting.work / f"seed-{seed}-labels-{labels}{'-scratch' * (setting.body == 'scratch')}"
+        self.work = setting.work / f"seed-{seed}-labels-{labels}{'-scratch' * (setting.body == 'scratch')}{'-plain' * (setting.pool == 'plain')}"
         self.work.mkdir(parents=True, exist_ok=True)
         self.generator, self.train = setting.generator, setting.real["train"]
 
@@ -375,7 +404,7 @@ class Run:
 
     @cached_property
     def guided(self) -> Feedback:
-        return Feedback(self, guided=True)
+        return Feedback(self, guided=True) if self.setting.pool == "guided" else self.plain
 
     def tuned(self, name: str) -> Generator:
         way, method = SETTINGS[name], name.split(",")[0]
@@ -485,11 +514,11 @@ class Run:
 
     def until_accepted(self, labels: np.ndarray, seeds: np.ndarray, most: int = 8, **sampling) -> Pool:
         "Rejection sampling by the reward; what is the last to be tried stays, so that no place is empty."
-        found, _ = quick(sample_accepted, self.generator, labels, seeds, self.guided.reward.score, n=most - 1, **sampling)
+        found, _ = quick(sample_accepted, self.setting.remembered, labels, seeds, self.guided.reward.score, n=most - 1, **sampling)
         left = ~np.isin(seeds, found.seeds % STRIDE)
         if not left.any():
             return found
-        last = self.at(self.generator, labels[left], seeds[left] + (most - 1) * STRIDE, **sampling)
+        last = self.at(self.setting.remembered, labels[left], seeds[left] + (most - 1) * STRIDE, **sampling)
         joined = {part: np.concatenate([getattr(found, part), getattr(last, part)]) for part in ("images", "labels", "seeds")}
         order = np.argsort(joined["seeds"] % STRIDE)
         return replace(found, **{part: rows[order] for part, rows in joined.items()})
@@ -514,8 +543,8 @@ def _arms() -> list[Arm]:
         Arm("untouched, autoguided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.setting.autoguidance)),
         Arm("guidance distilled", 1, True, lambda r, c, s: r.at(r.setting.distilled, c, s)),
         Arm("away from the pool, guided", 3, True, lambda r, c, s: r.at(r.generator, c, s, **r.away(feedback=False))),
-        Arm("best of 4, guided", 8, True, lambda r, c, s: r.best_of(r.generator, c, s, 4, **best(r))),
-        Arm("best of 4 by real images alone, guided", 8, True, lambda r, c, s: quick(best_of, r.generator, c, s, r.guided.reward.typicality, n=4, **best(r))),
+        Arm("best of 4, guided", 8, True, lambda r, c, s: r.best_of(r.setting.remembered, c, s, 4, **best(r))),
+        Arm("best of 4 by real images alone, guided", 8, True, lambda r, c, s: quick(best_of, r.setting.remembered, c, s, r.guided.reward.typicality, n=4, **best(r))),
         Arm(REJECTION, 2, True, lambda r, c, s: r.until_accepted(c, s, **best(r))),
         Arm("best of 3", 3, True, lambda r, c, s: r.best_of(r.generator, c, s, 3)),
         Arm("guidance distilled, best of 3", 3, True, lambda r, c, s: r.best_of(r.setting.distilled, c, s, 3)),
@@ -668,6 +697,7 @@ def main() -> None:
     parser.add_argument("--pretrain-steps", type=int, default=4200)
     parser.add_argument("--judges", type=Path, help="folder with the judges of bench/judges.py; without it smears get two that are fitted now")
     parser.add_argument("--reward", choices=("types", "scratch"), default="types", help="what the reward is: taught types first, or from scratch as in the paper")
+    parser.add_argument("--pool", choices=("guided", "plain"), default="guided", help="what all but the paper's objective learns from; that always learns from the plain one")
     parser.add_argument("--metrics-for", nargs="*", help="arms for which the other metrics are measured too, half a minute each; all without this option, none with nothing after it")
     parser.add_argument("--show", nargs="+", default=[], help="arms that a picture beside the figures shows, of the first seed")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
@@ -678,7 +708,7 @@ def main() -> None:
         parser.error("images must be given, or --like")
     if given.show and (not given.out or given.per_class < SHOWN or not {*given.show} <= {*(given.arms or given.show), "untouched, guided"}):
         parser.error(f"--show needs --out, at least {SHOWN} images of each type, and arms that are run; got {given.show}")
-    setting = Setting(given.images, given.work, given.pretrain_steps, given.generator, given.judges, given.reward)
+    setting = Setting(given.images, given.work, given.pretrain_steps, given.generator, given.judges, given.reward, given.pool)
     arms = [arm for arm in _arms() if given.reward == "types" or "real images alone" not in arm.name]
     if unknown := {*(given.arms or []), *given.show, *(given.metrics_for or [])} - {arm.name for arm in arms}:
         parser.error(f"--arms, --show and --metrics-for must name arms, of {[arm.name for arm in arms]}; got {sorted(unknown)}")
@@ -698,9 +728,9 @@ def main() -> None:
         real = {name: float(np.mean(v)) for name, v in bench.verdicts(test.images, test.labels).items()}
         reward = [{"seed": run.seed, "labels": run.budget, "guided": name == "guided", **{k: source.reward.report[k] for k in ("auroc", "brier", "n")}, **in_archive(run, source.reward),
                    "plausible": int((source.reviews["verdict"] == "plausible").sum())} for run in runs for name in ("plain", "guided")
-                  for source in [getattr(run, name)] if (source.folder / "reward").exists()]
+                  for source in [getattr(run, name)] if (name == "plain" or source is not run.plain) and (source.folder / "reward").exists()]
         given.out.write_text(json.dumps({"date": str(date.today()), "device": f"{platform.machine()}, {torch.get_num_threads()} threads", "images": given.images,
-                                         "options": {name: getattr(given, name) for name in ("per_class", "pool_per_class", "reward", "generator", "pretrain_steps")},
+                                         "options": {name: getattr(given, name) for name in ("per_class", "pool_per_class", "pool", "reward", "generator", "pretrain_steps")},
                                          "guidance": read_json(given.work / "guidance.json"), "autoguidance": read_json(tried) if (tried := given.work / "autoguidance.json").exists() else None,
                                          "real_accepted": real, "n_test": len(test), "reward": reward,
                                          "table": found.to_dict("records"), "rows": [compact(row) for row in rows]}, indent=1, default=float))

@@ -217,7 +217,7 @@ class Setting:
 
 
 class Remembered:
-    "A generator at its best guidance that paints each place once: all budgets choose among the same images."
+    "A generator that paints each place once for the same settings: all budgets choose among the same images."
 
     def __init__(self, generator: Generator) -> None:
         self.generator, self.painted = generator, {}
@@ -226,12 +226,11 @@ class Remembered:
         return getattr(self.generator, name)
 
     def sample(self, labels: np.ndarray, seeds: np.ndarray, **sampling) -> np.ndarray:
-        keys = list(zip(labels.tolist(), seeds.tolist(), strict=True))
-        new = np.array([key not in self.painted for key in keys])
-        if new.any():
-            images = self.generator.sample(labels[new], seeds[new], **sampling)
-            self.painted |= {key: image for key, image in zip([k for k, n in zip(keys, new, strict=True) if n], images, strict=True)}
-        return np.stack([self.painted[key] for key in keys])
+        places = [(label, seed, *sampling.items()) for label, seed in zip(labels.tolist(), seeds.tolist(), strict=True)]
+        new = [i for i, place in enumerate(places) if place not in self.painted]
+        if new:
+            self.painted |= zip([places[i] for i in new], self.generator.sample(labels[new], seeds[new], **sampling), strict=True)
+        return np.stack([self.painted[place] for place in places])
 
 
 class Giver:
